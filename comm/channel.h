@@ -1,0 +1,73 @@
+/* Messages over ZeroMQ: one head frame and at most one payload frame. The only place that knows
+ * ZeroMQ. A channel belongs to one thread. */
+#ifndef MLA_COMM_CHANNEL_H
+#define MLA_COMM_CHANNEL_H
+
+#include "comm/blob.h"
+#include "proto/status.h"
+
+#include <stdbool.h>
+
+#define MLA_PEER_BYTES_MAX 255
+
+/* Who is at the other end of a server's channel: the routing id, and the connection's file
+ * descriptor, by which its end is told. */
+struct mla_peer {
+    uint8_t size;
+    uint8_t id[MLA_PEER_BYTES_MAX];
+    int fd;
+};
+
+struct mla_channel_context;
+struct mla_channel;
+
+enum mla_status mla_channel_context_create(struct mla_channel_context **out);
+/* All channels must be destroyed. Returns when the memory of every sent blob is free. */
+void mla_channel_context_destroy(struct mla_channel_context **context);
+
+struct mla_channel_options {
+    int queue_max;            /* messages waiting in each direction, per peer */
+    uint64_t frame_bytes_max; /* a larger frame ends the connection */
+};
+
+/* A server's end: binds "tcp://address:port" (port * picks one) or "ipc:///path". MLA_ENDPOINT
+ * when that is invalid or in use. */
+enum mla_status mla_channel_bind(struct mla_channel_context *context, const char *endpoint,
+                                 const struct mla_channel_options *options,
+                                 struct mla_channel **out);
+/* A client's end. Connects in the background and again after a loss. MLA_ENDPOINT. */
+enum mla_status mla_channel_connect(struct mla_channel_context *context, const char *endpoint,
+                                    const struct mla_channel_options *options,
+                                    struct mla_channel **out);
+/* What is not sent yet is dropped. */
+void mla_channel_destroy(struct mla_channel **channel);
+
+/* The endpoint really bound (with the port that was picked). Valid as long as the channel. */
+const char *mla_channel_endpoint(const struct mla_channel *channel);
+
+/* Queues a message. peer: NULL on a client's end. The head is copied; of the payload
+ * [offset, offset + bytes) travels without a copy and the blob is held until it is sent (NULL:
+ * no payload frame). MLA_AGAIN when the queue is full, MLA_CLOSED when the peer is gone. */
+enum mla_status mla_channel_send(struct mla_channel *channel, const struct mla_peer *peer,
+                                 const void *head, size_t head_bytes, struct mla_blob *payload,
+                                 size_t offset, size_t bytes);
+
+struct mla_incoming {
+    struct mla_peer peer;
+    uint32_t frames;     /* 1 or 2; 3: more than there may be, the rest was thrown away */
+    const uint8_t *head; /* valid until the next receive */
+    size_t head_bytes;
+    struct mla_blob *payload; /* the caller's to drop, or NULL */
+};
+
+/* The next message, without waiting. MLA_AGAIN: none. */
+enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out);
+
+/* The next connection of a server's end that has ended: its fd. MLA_AGAIN: none. */
+enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd);
+
+/* Waits until a channel has something to receive (or a connection ended) or timeout_ms passed
+ * (-1: for ever). MLA_OK also on timeout and signals. At most 8 channels. */
+enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t count, int timeout_ms);
+
+#endif

@@ -1,0 +1,218 @@
+/* The operations a device offers to the layer. One table per backend; worker/layer.c is written
+ * once over it.
+ *
+ * All tensors are row-major in the backend's memory (from `alloc`); strides count elements.
+ * "activation" is the backend's compute dtype (f32 on cpu, bf16 on cuda); accumulation, norms,
+ * RoPE and softmax are f32. Unless a contract says otherwise, inputs and outputs don't overlap.
+ * Metadata arrays (positions, slots, lengths, tables) are in the backend's memory too, so that
+ * a captured graph can be replayed with other lengths; counts that fix a launch's size are plain
+ * integers. Every operation is queued on the backend's one compute stream and runs in the order
+ * of the calls. Operations return MLA_OK, or MLA_INTERNAL / MLA_MEMORY after a device failure,
+ * after which the backend is only good for destroy. Wrong arguments are our own mistake: assert. */
+#ifndef MLA_KERNELS_BACKEND_H
+#define MLA_KERNELS_BACKEND_H
+
+#include "proto/dtype.h"
+#include "proto/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct mla_backend;
+
+/* Where an operation may write a KV row. */
+#define MLA_SLOT_NONE (-1) /* a padding row: nothing is written */
+
+/* C = A op(B) + bias, `batch` times (MLA's absorb and W_UV are one product per head).
+ * A [m, k], B [n, k] when b_transposed (a checkpoint's weight: y = x W^T) else [k, n], C [m, n],
+ * all activation dtype; bias [n] or NULL. Strides between batches may be 0 for A and B.
+ * m may be 0. */
+struct mla_gemm {
+    int64_t m, n, k, batch;
+    const void *a;
+    int64_t lda, a_stride;
+    const void *b;
+    int64_t ldb, b_stride;
+    bool b_transposed;
+    void *c;
+    int64_t ldc, c_stride;
+    const void *bias;
+};
+
+/* x[row, 0..n) <- x / sqrt(mean(x^2) + eps) * weight, in place (DeepSeek-V2, 2.1). */
+struct mla_rmsnorm {
+    int64_t rows, n;
+    void *x;
+    int64_t x_stride;
+    const void *weight; /* [n] */
+    float eps;
+};
+
+/* dst[row, head, :] = rotation of src[row, head, :] by table[position[row]]. dst may be src.
+ * interleaved: pairs (2i, 2i+1), as DeepSeek checkpoints have them; otherwise (i, i + dim/2).
+ * The pairs stay where they are. */
+struct mla_rope {
+    int64_t rows, heads, dim;
+    const void *src;
+    int64_t src_row_stride, src_head_stride;
+    void *dst;
+    int64_t dst_row_stride, dst_head_stride;
+    const int32_t *positions; /* [rows] */
+    const float *table;       /* f32 [positions, dim/2, 2]: cos, sin */
+    bool interleaved;
+};
+
+/* dst[row, 0..n) = (dst_dtype) src[row, 0..n). */
+struct mla_copy {
+    int64_t rows, n;
+    const void *src;
+    int64_t src_stride;
+    enum mla_dtype src_dtype;
+    void *dst;
+    int64_t dst_stride;
+    enum mla_dtype dst_dtype;
+};
+
+/* One layer's pages: [blocks, MLA_BLOCK_TOKENS, latent + rope] of `dtype`. */
+struct mla_kv_pool {
+    void *rows;
+    enum mla_dtype dtype;
+    int64_t latent, rope; /* kv_lora_rank, qk_rope_head_dim */
+};
+
+/* Sequences of one microbatch. The block table of sequence s is
+ * tables[table[s] * table_stride ...]; every id in it that lies under kv_length is valid. */
+struct mla_kv_view {
+    struct mla_kv_pool pool;
+    const int32_t *tables;
+    int64_t table_stride;
+    int64_t sequences;
+    const int32_t *table;     /* [sequences] */
+    const int32_t *row_first; /* [sequences + 1]: rows of sequence s are [s], [s + 1] */
+    const int32_t *kv_length; /* [sequences]: cached tokens, the rows of this batch included */
+};
+
+/* pool[slot[row]] = src[row, 0..latent + rope). slot = block * MLA_BLOCK_TOKENS + offset, or
+ * MLA_SLOT_NONE. No two rows have the same slot. */
+struct mla_kv_write {
+    struct mla_kv_pool pool;
+    int64_t rows;
+    const void *src;
+    int64_t src_stride;
+    const int64_t *slots; /* [rows] */
+};
+
+/* dst[context_first[s] + i] = cached row (begin[s] + i) of sequence s, in activation dtype,
+ * for i < context_first[s + 1] - context_first[s]. */
+struct mla_kv_gather {
+    struct mla_kv_view kv;
+    int64_t rows;                 /* context_first[sequences] */
+    const int32_t *begin;         /* [sequences] first position */
+    const int32_t *context_first; /* [sequences + 1] */
+    void *dst;
+    int64_t dst_stride;
+};
+
+/* Whole blocks src[i] -> dst[i] of one layer. No dst is also a src. */
+struct mla_kv_copy {
+    struct mla_kv_pool pool;
+    int64_t count;
+    const int32_t *src, *dst; /* [count], host memory */
+};
+
+/* Absorbed (MQA) attention over pages. Row j of a sequence with n rows attends to the first
+ * kv_length - (n - 1 - j) cached tokens (at least 1):
+ *   out[row, head, :] = softmax(scale * q[row, head, :] . K^T) K[:, 0..latent)
+ * q [rows, heads, latent + rope], out [rows, heads, latent], both activation.
+ * A row past row_first[sequences] is not written. */
+struct mla_attend_decode {
+    struct mla_kv_view kv;
+    int64_t rows_max; /* row_first[sequences] is at most this */
+    int64_t heads;
+    const void *q;
+    int64_t q_row_stride, q_head_stride;
+    void *out;
+    int64_t out_row_stride, out_head_stride;
+    float scale;
+};
+
+/* Multi-head attention of new rows over expanded keys, sequence by sequence:
+ *   k = [k_nope | k_rope], S = scale * q k^T, out = softmax(S) v, lse = ln(sum(exp(S)))
+ * causal: the last query attends to all keys of its sequence, the one before to all but one.
+ * A query without keys gets out = 0 and lse = -inf.
+ * q [rows, heads, nope + rope], k_nope [keys, heads, nope], k_rope [keys, rope] (shared by the
+ * heads), v [keys, heads, v_dim], out [rows, heads, v_dim] activation, lse f32 [rows, heads]. */
+struct mla_attend_prefill {
+    int64_t sequences, heads;
+    int64_t nope, rope, v_dim;
+    int64_t rows, keys;         /* row_first[sequences], key_first[sequences] */
+    int64_t rows_max, keys_max; /* the longest of one sequence */
+    const int32_t *row_first;   /* [sequences + 1] */
+    const int32_t *key_first;   /* [sequences + 1] */
+    const void *q;
+    int64_t q_row_stride, q_head_stride;
+    const void *k_nope;
+    int64_t k_row_stride, k_head_stride;
+    const void *k_rope;
+    int64_t k_rope_stride;
+    const void *v;
+    int64_t v_row_stride, v_head_stride;
+    void *out;
+    int64_t out_row_stride, out_head_stride;
+    float *lse;
+    float scale;
+    bool causal;
+};
+
+/* Joins two partial attentions over disjoint keys, in place in the first:
+ *   out = (exp(lse) out + exp(lse_b) out_b) / (exp(lse) + exp(lse_b)), lse = ln(of that sum)
+ * An lse of -inf has weight 0; two of them leave out = 0 and lse = -inf. Natural logarithms.
+ * lse [rows, heads] f32; out of both [rows, heads, v_dim] with the same strides. */
+struct mla_merge {
+    int64_t rows, heads, v_dim;
+    void *out;
+    float *lse;
+    const void *out_b;
+    const float *lse_b;
+    int64_t out_row_stride, out_head_stride;
+};
+
+struct mla_backend_ops {
+    const char *name;
+    /* Memory of the device, aligned to 256 bytes, contents undefined. bytes > 0. MLA_MEMORY. */
+    enum mla_status (*alloc)(struct mla_backend *, size_t bytes, void **out);
+    void (*free)(struct mla_backend *, void *memory); /* NULL is allowed */
+    /* Host to device and back, ordered with the operations; host memory is borrowed until the
+     * next synchronize. */
+    enum mla_status (*upload)(struct mla_backend *, void *dst, const void *src, size_t bytes);
+    enum mla_status (*download)(struct mla_backend *, void *dst, const void *src, size_t bytes);
+    /* All that was queued has finished. */
+    enum mla_status (*synchronize)(struct mla_backend *);
+    void (*destroy)(struct mla_backend **);
+
+    enum mla_status (*gemm)(struct mla_backend *, const struct mla_gemm *);
+    enum mla_status (*rmsnorm)(struct mla_backend *, const struct mla_rmsnorm *);
+    enum mla_status (*rope)(struct mla_backend *, const struct mla_rope *);
+    enum mla_status (*copy)(struct mla_backend *, const struct mla_copy *);
+    enum mla_status (*kv_write)(struct mla_backend *, const struct mla_kv_write *);
+    enum mla_status (*kv_gather)(struct mla_backend *, const struct mla_kv_gather *);
+    enum mla_status (*kv_copy)(struct mla_backend *, const struct mla_kv_copy *);
+    enum mla_status (*attend_decode)(struct mla_backend *, const struct mla_attend_decode *);
+    enum mla_status (*attend_prefill)(struct mla_backend *, const struct mla_attend_prefill *);
+    enum mla_status (*merge)(struct mla_backend *, const struct mla_merge *);
+};
+
+/* Each backend's struct begins with this. */
+struct mla_backend {
+    const struct mla_backend_ops *ops;
+    enum mla_dtype activation;
+    bool graphs;   /* pads decode microbatches to buckets */
+    size_t memory; /* bytes of memory it may use in all; 0: not known */
+};
+
+/* The CPU backend, OpenBLAS and OpenMP with `threads` threads (0: as OMP_NUM_THREADS says, or
+ * all cores). Not thread-safe: one thread calls it. MLA_MEMORY. */
+enum mla_status mla_backend_cpu_create(int threads, struct mla_backend **out);
+
+#endif

@@ -1,0 +1,1 @@
+typedef int mla_placeholder;
