@@ -24,7 +24,7 @@ void mla_blob_drop(struct mla_blob *blob); /* NULL is allowed */
  * The pool holds at most bytes_max, lent and kept together. */
 struct mla_blob_pool;
 enum mla_status mla_blob_pool_create(size_t bytes_max, struct mla_blob_pool **out);
-/* Lent blobs must all be back. */
+/* Blobs that are still lent stay valid; the last one to come back ends the pool. */
 void mla_blob_pool_destroy(struct mla_blob_pool **pool);
 /* A blob of `bytes` with one reference. MLA_AGAIN over bytes_max, MLA_MEMORY. */
 enum mla_status mla_blob_pool_get(struct mla_blob_pool *pool, size_t bytes, struct mla_blob **out);

@@ -1,1 +1,375 @@
-typedef int mla_placeholder;
+#include "comm/channel.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zmq.h>
+
+enum { CHANNELS_MAX = 8, HANDSHAKE_MS = 2000, ENDPOINT_BYTES = 512 };
+
+/* A received payload frame. They are kept for reuse, in the context, because the last reference
+ * may go in one of ZeroMQ's threads. */
+struct received {
+    struct mla_blob blob;
+    zmq_msg_t message;
+    struct mla_channel_context *context;
+    struct received *next;
+};
+
+struct mla_channel_context {
+    void *zmq;
+    pthread_mutex_t lock;
+    struct received *kept;
+};
+
+struct mla_channel {
+    struct mla_channel_context *context;
+    void *socket;
+    void *monitor; /* tells connections that end */
+    bool server;
+    bool head_held;
+    zmq_msg_t head;
+    char endpoint[ENDPOINT_BYTES];
+};
+
+enum mla_status mla_channel_context_create(struct mla_channel_context **out)
+{
+    struct mla_channel_context *context = calloc(1, sizeof *context);
+    if (!context)
+        return MLA_MEMORY;
+    context->zmq = zmq_ctx_new();
+    if (!context->zmq) {
+        free(context);
+        return MLA_MEMORY;
+    }
+    pthread_mutex_init(&context->lock, NULL);
+    *out = context;
+    return MLA_OK;
+}
+
+void mla_channel_context_destroy(struct mla_channel_context **context_at)
+{
+    struct mla_channel_context *context = *context_at;
+    if (!context)
+        return;
+    while (zmq_ctx_term(context->zmq) != 0 && zmq_errno() == EINTR) {}
+    while (context->kept) {
+        struct received *next = context->kept->next;
+        free(context->kept);
+        context->kept = next;
+    }
+    pthread_mutex_destroy(&context->lock);
+    free(context);
+    *context_at = NULL;
+}
+
+static void received_release(struct mla_blob *blob)
+{
+    struct received *received = (struct received *)blob;
+    struct mla_channel_context *context = received->context;
+    zmq_msg_close(&received->message);
+    pthread_mutex_lock(&context->lock);
+    received->next = context->kept;
+    context->kept = received;
+    pthread_mutex_unlock(&context->lock);
+}
+
+/* Takes over the content of `message`. */
+static enum mla_status received_create(struct mla_channel_context *context, zmq_msg_t *message,
+                                       struct mla_blob **out)
+{
+    pthread_mutex_lock(&context->lock);
+    struct received *received = context->kept;
+    if (received)
+        context->kept = received->next;
+    pthread_mutex_unlock(&context->lock);
+    if (!received)
+        received = malloc(sizeof *received);
+    if (!received)
+        return MLA_MEMORY;
+    received->context = context;
+    zmq_msg_init(&received->message);
+    zmq_msg_move(&received->message, message);
+    received->blob.data = zmq_msg_data(&received->message);
+    received->blob.bytes = zmq_msg_size(&received->message);
+    received->blob.release = received_release;
+    atomic_store_explicit(&received->blob.references, 1, memory_order_relaxed);
+    *out = &received->blob;
+    return MLA_OK;
+}
+
+static bool set_int(void *socket, int option, int value)
+{
+    return zmq_setsockopt(socket, option, &value, sizeof value) == 0;
+}
+
+/* Set before bind or connect: ZeroMQ ignores most of them later. */
+static bool set_options(struct mla_channel *channel, const struct mla_channel_options *options)
+{
+    int64_t frame_bytes_max = (int64_t)options->frame_bytes_max;
+    bool ok = set_int(channel->socket, ZMQ_LINGER, 0) &&
+              set_int(channel->socket, ZMQ_SNDHWM, options->queue_max) &&
+              set_int(channel->socket, ZMQ_RCVHWM, options->queue_max) &&
+              set_int(channel->socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) &&
+              zmq_setsockopt(channel->socket, ZMQ_MAXMSGSIZE, &frame_bytes_max,
+                             sizeof frame_bytes_max) == 0;
+    if (channel->server) /* a lost peer is an error, and nobody takes over a routing id */
+        return ok && set_int(channel->socket, ZMQ_ROUTER_MANDATORY, 1) &&
+               set_int(channel->socket, ZMQ_BACKLOG, 256);
+    /* Nothing is queued for a peer that is not there. No ZeroMQ heartbeats on this side: with a
+     * full pipe they abort the process (libzmq 3937). */
+    return ok && set_int(channel->socket, ZMQ_IMMEDIATE, 1) &&
+           set_int(channel->socket, ZMQ_RECONNECT_IVL, 50) &&
+           set_int(channel->socket, ZMQ_RECONNECT_IVL_MAX, 1000);
+}
+
+static enum mla_status open_monitor(struct mla_channel *channel)
+{
+    char name[64];
+    snprintf(name, sizeof name, "inproc://monitor-%p", (void *)channel);
+    if (zmq_socket_monitor(channel->socket, name, ZMQ_EVENT_DISCONNECTED) != 0)
+        return MLA_SYSTEM;
+    channel->monitor = zmq_socket(channel->context->zmq, ZMQ_PAIR);
+    if (!channel->monitor || !set_int(channel->monitor, ZMQ_LINGER, 0) ||
+        zmq_connect(channel->monitor, name) != 0)
+        return MLA_SYSTEM;
+    return MLA_OK;
+}
+
+static enum mla_status channel_create(struct mla_channel_context *context, const char *endpoint,
+                                      const struct mla_channel_options *options, bool server,
+                                      struct mla_channel **out)
+{
+    enum mla_status status = MLA_MEMORY;
+    struct mla_channel *channel = calloc(1, sizeof *channel);
+    if (!channel)
+        return status;
+    channel->context = context;
+    channel->server = server;
+    channel->socket = zmq_socket(context->zmq, server ? ZMQ_ROUTER : ZMQ_DEALER);
+    if (!channel->socket)
+        goto fail;
+    if (!set_options(channel, options)) {
+        status = MLA_SYSTEM;
+        goto fail;
+    }
+    if ((status = open_monitor(channel)) != MLA_OK)
+        goto fail;
+
+    int rc = server ? zmq_bind(channel->socket, endpoint) : zmq_connect(channel->socket, endpoint);
+    if (rc != 0) {
+        fprintf(stderr, "%s: %s\n", endpoint, zmq_strerror(zmq_errno()));
+        status = MLA_ENDPOINT;
+        goto fail;
+    }
+    size_t bytes = sizeof channel->endpoint;
+    if (zmq_getsockopt(channel->socket, ZMQ_LAST_ENDPOINT, channel->endpoint, &bytes) != 0) {
+        status = MLA_ENDPOINT;
+        goto fail;
+    }
+    *out = channel;
+    return MLA_OK;
+fail:
+    mla_channel_destroy(&channel);
+    return status;
+}
+
+enum mla_status mla_channel_bind(struct mla_channel_context *context, const char *endpoint,
+                                 const struct mla_channel_options *options,
+                                 struct mla_channel **out)
+{
+    return channel_create(context, endpoint, options, true, out);
+}
+
+enum mla_status mla_channel_connect(struct mla_channel_context *context, const char *endpoint,
+                                    const struct mla_channel_options *options,
+                                    struct mla_channel **out)
+{
+    return channel_create(context, endpoint, options, false, out);
+}
+
+void mla_channel_destroy(struct mla_channel **channel_at)
+{
+    struct mla_channel *channel = *channel_at;
+    if (!channel)
+        return;
+    if (channel->head_held)
+        zmq_msg_close(&channel->head);
+    if (channel->monitor) {
+        zmq_socket_monitor(channel->socket, NULL, 0);
+        zmq_close(channel->monitor);
+    }
+    if (channel->socket)
+        zmq_close(channel->socket);
+    free(channel);
+    *channel_at = NULL;
+}
+
+const char *mla_channel_endpoint(const struct mla_channel *channel)
+{
+    return channel->endpoint;
+}
+
+static void payload_sent(void *data, void *blob)
+{
+    (void)data;
+    mla_blob_drop(blob);
+}
+
+static enum mla_status send_failure(void)
+{
+    switch (zmq_errno()) {
+    case EAGAIN:
+        return MLA_AGAIN;
+    case EHOSTUNREACH:
+    case ETERM:
+    case ENOTSOCK:
+        return MLA_CLOSED;
+    default:
+        fprintf(stderr, "send: %s\n", zmq_strerror(zmq_errno()));
+        return MLA_SYSTEM;
+    }
+}
+
+/* Once the first frame is taken, ZeroMQ takes the rest of the message too. */
+static enum mla_status send_frame(void *socket, const void *bytes, size_t count, bool more)
+{
+    int flags = ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0);
+    while (zmq_send(socket, bytes, count, flags) < 0) {
+        if (zmq_errno() != EINTR)
+            return send_failure();
+    }
+    return MLA_OK;
+}
+
+enum mla_status mla_channel_send(struct mla_channel *channel, const struct mla_peer *peer,
+                                 const void *head, size_t head_bytes, struct mla_blob *payload,
+                                 size_t offset, size_t bytes)
+{
+    assert((peer != NULL) == channel->server);
+    enum mla_status status = MLA_OK;
+    if (peer && (status = send_frame(channel->socket, peer->id, peer->size, true)) != MLA_OK)
+        return status;
+    status = send_frame(channel->socket, head, head_bytes, payload != NULL);
+    if (status != MLA_OK || !payload)
+        return status;
+
+    assert(offset <= payload->bytes && bytes <= payload->bytes - offset);
+    zmq_msg_t message;
+    if (zmq_msg_init_data(&message, payload->data + offset, bytes, payload_sent, payload) != 0)
+        return MLA_MEMORY;
+    mla_blob_hold(payload);
+    while (zmq_msg_send(&message, channel->socket, ZMQ_DONTWAIT) < 0) {
+        if (zmq_errno() != EINTR) {
+            status = send_failure();
+            zmq_msg_close(&message);
+            return status;
+        }
+    }
+    return MLA_OK;
+}
+
+/* MLA_OK and a message that the caller closes, or MLA_AGAIN, MLA_CLOSED. */
+static enum mla_status receive_frame(void *socket, zmq_msg_t *message)
+{
+    zmq_msg_init(message);
+    while (zmq_msg_recv(message, socket, ZMQ_DONTWAIT) < 0) {
+        int error = zmq_errno();
+        if (error == EINTR)
+            continue;
+        zmq_msg_close(message);
+        return error == EAGAIN ? MLA_AGAIN : MLA_CLOSED;
+    }
+    return MLA_OK;
+}
+
+static void drain(struct mla_channel *channel)
+{
+    zmq_msg_t message;
+    bool more = true;
+    while (more && receive_frame(channel->socket, &message) == MLA_OK) {
+        more = zmq_msg_more(&message);
+        zmq_msg_close(&message);
+    }
+}
+
+static enum mla_status receive_peer(struct mla_channel *channel, struct mla_peer *peer)
+{
+    zmq_msg_t message;
+    enum mla_status status = receive_frame(channel->socket, &message);
+    if (status != MLA_OK)
+        return status;
+    peer->size = (uint8_t)zmq_msg_size(&message);
+    memcpy(peer->id, zmq_msg_data(&message), peer->size);
+    bool more = zmq_msg_more(&message);
+    zmq_msg_close(&message);
+    /* A routing id alone is no message: leave nothing half-read, and look at the next one. */
+    return more ? MLA_OK : receive_peer(channel, peer);
+}
+
+enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out)
+{
+    struct mla_incoming incoming = {.peer.fd = -1, .frames = 1};
+    enum mla_status status = MLA_OK;
+    if (channel->server && (status = receive_peer(channel, &incoming.peer)) != MLA_OK)
+        return status;
+    if (channel->head_held)
+        zmq_msg_close(&channel->head);
+    channel->head_held = false;
+    status = receive_frame(channel->socket, &channel->head);
+    if (status != MLA_OK)
+        return status;
+    channel->head_held = true;
+    incoming.head = zmq_msg_data(&channel->head);
+    incoming.head_bytes = zmq_msg_size(&channel->head);
+    if (channel->server)
+        incoming.peer.fd = zmq_msg_get(&channel->head, ZMQ_SRCFD);
+    if (zmq_msg_more(&channel->head)) {
+        zmq_msg_t message;
+        if ((status = receive_frame(channel->socket, &message)) != MLA_OK)
+            return status;
+        bool more = zmq_msg_more(&message);
+        incoming.frames = more ? 3 : 2;
+        if (more)
+            drain(channel);
+        else
+            status = received_create(channel->context, &message, &incoming.payload);
+        zmq_msg_close(&message);
+        if (status != MLA_OK)
+            return status;
+    }
+    *out = incoming;
+    return MLA_OK;
+}
+
+enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd)
+{
+    zmq_msg_t message;
+    enum mla_status status = receive_frame(channel->monitor, &message);
+    if (status != MLA_OK)
+        return status;
+    uint32_t value = 0; /* after the event number: the fd that was closed */
+    memcpy(&value, (const char *)zmq_msg_data(&message) + sizeof(uint16_t), sizeof value);
+    bool more = zmq_msg_more(&message);
+    zmq_msg_close(&message);
+    if (more && receive_frame(channel->monitor, &message) == MLA_OK) /* the endpoint's name */
+        zmq_msg_close(&message);
+    *fd = (int)value;
+    return MLA_OK;
+}
+
+enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t count, int timeout_ms)
+{
+    assert(count <= CHANNELS_MAX);
+    zmq_pollitem_t items[2 * CHANNELS_MAX];
+    int used = 0;
+    for (size_t i = 0; i < count; i++) {
+        items[used++] = (zmq_pollitem_t){.socket = channels[i]->socket, .events = ZMQ_POLLIN};
+        items[used++] = (zmq_pollitem_t){.socket = channels[i]->monitor, .events = ZMQ_POLLIN};
+    }
+    if (zmq_poll(items, used, timeout_ms) < 0 && zmq_errno() != EINTR)
+        return MLA_CLOSED;
+    return MLA_OK;
+}

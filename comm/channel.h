@@ -63,7 +63,7 @@ struct mla_incoming {
 /* The next message, without waiting. MLA_AGAIN: none. */
 enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out);
 
-/* The next connection of a server's end that has ended: its fd. MLA_AGAIN: none. */
+/* The next connection that has ended: its fd. MLA_AGAIN: none. */
 enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd);
 
 /* Waits until a channel has something to receive (or a connection ended) or timeout_ms passed

@@ -12,7 +12,8 @@
 
 struct mla_ledger;
 
-/* blocks KV blocks, `sequences` block tables, context_max tokens of one sequence. MLA_MEMORY. */
+/* blocks KV blocks, `sequences` block tables, context_max tokens of one sequence: each at least 1
+ * and within limits.h. MLA_MEMORY. */
 enum mla_status mla_ledger_create(uint32_t blocks, uint32_t sequences, uint32_t context_max,
                                   struct mla_ledger **out);
 void mla_ledger_destroy(struct mla_ledger **ledger);
@@ -53,7 +54,8 @@ void mla_ledger_truncate(struct mla_ledger *ledger, uint32_t table, uint32_t len
 void mla_ledger_changes(struct mla_ledger *ledger, uint32_t table, uint32_t *first, uint32_t *count,
                         const uint32_t **blocks);
 
-/* Recounts everything; false on a broken invariant. For tests and the simulator. */
+/* Recounts everything, on memory of its own; false on a broken invariant. For tests and the
+ * simulator. */
 bool mla_ledger_check(const struct mla_ledger *ledger);
 
 #endif

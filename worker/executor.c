@@ -1,1 +1,426 @@
-typedef int mla_placeholder;
+#include "worker/executor.h"
+
+#include "comm/channel.h"
+#include "proto/worker_message.h"
+#include "worker/heartbeat.h"
+#include "worker/kvcache.h"
+#include "worker/layer.h"
+#include "worker/step.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { WAIT_MS = 200, QUEUE_MAX = 8192 };
+
+struct executor {
+    const struct mla_executor_options *options;
+    struct mla_backend *backend;
+    struct mla_collective *collective;
+    struct mla_shard *shard;
+    struct mla_channel_context *context;
+    struct mla_channel *channel;
+    struct mla_adopt adopt;
+    bool adopted;
+    struct mla_kvcache cache;
+    struct mla_layer layer;
+    struct mla_step *steps; /* [adopt.steps] */
+    struct mla_blob_pool *replies;
+    int64_t own_rows_max;
+    void *stage; /* [own rows, hidden] f32 at most: payloads as they come and go */
+    void *x;     /* the same in activation dtype */
+    void *zeros; /* host, for padding */
+    atomic_ullong progress;
+    struct mla_heartbeat_thread *heartbeat;
+    struct mla_worker_message incoming, outgoing;
+};
+
+static volatile sig_atomic_t stopped;
+
+static void stop(int signal_number)
+{
+    (void)signal_number;
+    stopped = 1;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static enum mla_status send(struct executor *executor, struct mla_blob *payload)
+{
+    uint8_t frame[MLA_WORKER_MESSAGE_BYTES_MAX];
+    size_t bytes = 0;
+    executor->outgoing.header.payload_bytes = payload ? payload->bytes : 0;
+    enum mla_status status =
+        mla_worker_message_encode(&executor->outgoing, frame, sizeof frame, &bytes);
+    if (status != MLA_OK)
+        return status;
+    return mla_channel_send(executor->channel, NULL, frame, bytes, payload, 0,
+                            payload ? payload->bytes : 0);
+}
+
+static void outgoing(struct executor *executor, enum mla_worker_message_type type)
+{
+    executor->outgoing = (struct mla_worker_message){
+        .header = {.type = (uint16_t)type, .epoch = executor->adopt.epoch}};
+}
+
+static enum mla_status join(struct executor *executor)
+{
+    const struct mla_executor_options *options = executor->options;
+    const struct mla_shard *shard = executor->shard;
+    const struct mla_config *c = &shard->config;
+    uint64_t block_bytes = mla_kvcache_block_bytes(c, options->kv_dtype) * shard->layer_count;
+    uint64_t blocks = options->kv_memory_bytes / block_bytes;
+    if (blocks == 0) {
+        fprintf(stderr, "a KV cache of %llu bytes holds no block (%llu bytes)\n",
+                (unsigned long long)options->kv_memory_bytes, (unsigned long long)block_bytes);
+        return MLA_MEMORY;
+    }
+    outgoing(executor, MLA_JOIN);
+    struct mla_join *message = &executor->outgoing.u.join;
+    *message = (struct mla_join){
+        .job = options->job,
+        .group = options->group,
+        .rank = shard->rank,
+        .ranks = shard->ranks,
+        .flags = executor->backend->graphs ? MLA_WORKER_GRAPHS : 0,
+        .dims = {.hidden = c->hidden,
+                 .heads = c->heads,
+                 .q_lora = c->q_lora,
+                 .latent = c->latent,
+                 .nope = c->nope,
+                 .rope = c->rope,
+                 .v = c->v},
+        .context_max = c->context_max,
+        .kv_blocks_max = blocks < MLA_BLOCKS_MAX ? (uint32_t)blocks : MLA_BLOCKS_MAX,
+        .kv_block_bytes = block_bytes,
+        .layer_count = shard->layer_count,
+    };
+    memcpy(message->layers, shard->layers, sizeof message->layers);
+    uint64_t deadline_ns = now_ns() + options->connect_timeout_ms * 1000000ull;
+    for (;;) { /* nothing is queued before the connection stands */
+        enum mla_status status = send(executor, NULL);
+        if (status != MLA_AGAIN)
+            return status;
+        if (stopped)
+            return MLA_CLOSED;
+        if (now_ns() > deadline_ns) {
+            fprintf(stderr, "no coordinator at %s\n", options->coordinator);
+            return MLA_TIMEOUT;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+}
+
+/* Everything that lasts is allocated here, from the coordinator's sizes. */
+static enum mla_status allocate(struct executor *executor)
+{
+    const struct mla_adopt *adopt = &executor->adopt;
+    struct mla_backend *backend = executor->backend;
+    struct mla_shard *shard = executor->shard;
+    uint32_t rows = adopt->prefill_tokens_max < adopt->step_tokens_max ? adopt->prefill_tokens_max
+                                                                       : adopt->step_tokens_max;
+    if (adopt->bucket_count > 0 && adopt->buckets[adopt->bucket_count - 1] > rows)
+        rows = adopt->buckets[adopt->bucket_count - 1];
+    rows = (rows + shard->ranks - 1) / shard->ranks * shard->ranks;
+    executor->own_rows_max = rows / shard->ranks;
+    size_t own_values = (size_t)executor->own_rows_max * shard->config.hidden;
+
+    enum mla_status status = mla_kvcache_init(
+        &executor->cache, backend, &shard->config, executor->options->kv_dtype, shard->layer_count,
+        adopt->kv_blocks, adopt->sequences, adopt->context_max);
+    if (status == MLA_OK)
+        status = mla_shard_make_rope_table(shard, backend, adopt->context_max);
+    if (status == MLA_OK)
+        status = mla_layer_init(&executor->layer, backend, executor->collective, shard,
+                                &executor->cache, rows, executor->options->chunk_rows);
+    if (status == MLA_OK)
+        status = backend->ops->alloc(backend, own_values * sizeof(float), &executor->stage);
+    if (status == MLA_OK)
+        status = backend->ops->alloc(backend, own_values * sizeof(float), &executor->x);
+    if (status == MLA_OK)
+        status = mla_blob_pool_create(
+            (adopt->credits + 2) * (own_values * sizeof(float) * 2 + 8192), &executor->replies);
+    executor->steps = calloc(adopt->steps, sizeof *executor->steps);
+    executor->zeros = calloc(own_values, sizeof(float));
+    if (status == MLA_OK && (!executor->steps || !executor->zeros))
+        status = MLA_MEMORY;
+    return status;
+}
+
+static enum mla_status on_adopt(struct executor *executor)
+{
+    if (executor->adopted)
+        return MLA_MALFORMED;
+    executor->adopt = executor->incoming.u.adopt;
+    enum mla_status status = allocate(executor);
+    if (status != MLA_OK) {
+        fprintf(stderr, "rank %u: no memory for %u KV blocks and the workspaces\n",
+                executor->shard->rank, executor->adopt.kv_blocks);
+        return status;
+    }
+    executor->adopted = true;
+    struct mla_heartbeat_options beat = {.coordinator = executor->options->coordinator,
+                                         .epoch = executor->adopt.epoch,
+                                         .group = executor->options->group,
+                                         .rank = executor->shard->rank,
+                                         .interval_ms = executor->adopt.heartbeat_ms,
+                                         .progress = &executor->progress};
+    status = mla_heartbeat_start(&beat, &executor->heartbeat);
+    if (status != MLA_OK)
+        return status;
+    outgoing(executor, MLA_READY);
+    executor->outgoing.u.ready =
+        (struct mla_ready){.group = executor->options->group, .rank = executor->shard->rank};
+    return send(executor, NULL);
+}
+
+static enum mla_status on_plan(struct executor *executor)
+{
+    const struct mla_plan_message *plan = &executor->incoming.u.plan;
+    if (!executor->adopted || plan->slot >= executor->adopt.steps)
+        return MLA_MALFORMED;
+    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
+        struct mla_plan_microbatch mb = mla_plan_microbatch_at(plan, i);
+        if (mb.padded > executor->layer.rows_max || mb.padded % executor->shard->ranks != 0)
+            return MLA_MALFORMED;
+    }
+    enum mla_status status = mla_kvcache_apply(&executor->cache, plan);
+    if (status == MLA_OK)
+        status = mla_step_build(&executor->steps[plan->slot], &executor->cache, plan,
+                                executor->options->chunk_rows);
+    return status;
+}
+
+static uint32_t layer_index(const struct mla_shard *shard, uint32_t layer)
+{
+    uint32_t i = 0;
+    while (i < shard->layer_count && shard->layers[i] != layer)
+        i++;
+    return i;
+}
+
+/* Payload to x: own rows in activation dtype, padding rows zero. */
+static enum mla_status copy_in(struct executor *executor, const struct mla_blob *payload,
+                               int64_t rows, int64_t padded, enum mla_dtype dtype)
+{
+    struct mla_backend *backend = executor->backend;
+    int64_t hidden = executor->shard->config.hidden;
+    size_t row = (size_t)hidden * mla_dtype_bytes(dtype);
+    enum mla_status status = MLA_OK;
+    if (rows > 0)
+        status = backend->ops->upload(backend, executor->stage, payload->data, rows * row);
+    if (status == MLA_OK && padded > rows)
+        status = backend->ops->upload(backend, (char *)executor->stage + rows * row,
+                                      executor->zeros, (padded - rows) * row);
+    struct mla_copy copy = {.rows = padded,
+                            .n = hidden,
+                            .src = executor->stage,
+                            .src_stride = hidden,
+                            .src_dtype = dtype,
+                            .dst = executor->x,
+                            .dst_stride = hidden,
+                            .dst_dtype = backend->activation};
+    return status == MLA_OK ? backend->ops->copy(backend, &copy) : status;
+}
+
+static enum mla_status copy_out(struct executor *executor, const void *rows, int64_t count,
+                                enum mla_dtype dtype, struct mla_blob **out)
+{
+    struct mla_backend *backend = executor->backend;
+    int64_t hidden = executor->shard->config.hidden;
+    size_t bytes = (size_t)(count * hidden) * mla_dtype_bytes(dtype);
+    struct mla_blob *blob = NULL;
+    enum mla_status status = mla_blob_pool_get(executor->replies, bytes, &blob);
+    if (status != MLA_OK)
+        return status;
+    struct mla_copy copy = {.rows = count,
+                            .n = hidden,
+                            .src = rows,
+                            .src_stride = hidden,
+                            .src_dtype = backend->activation,
+                            .dst = executor->stage,
+                            .dst_stride = hidden,
+                            .dst_dtype = dtype};
+    status = backend->ops->copy(backend, &copy);
+    if (status == MLA_OK)
+        status = backend->ops->download(backend, blob->data, executor->stage, bytes);
+    if (status == MLA_OK)
+        status = backend->ops->synchronize(backend);
+    if (status != MLA_OK) {
+        mla_blob_drop(blob);
+        return status;
+    }
+    *out = blob;
+    return MLA_OK;
+}
+
+static bool work_fits(const struct executor *executor, const struct mla_work *work,
+                      const struct mla_blob *payload)
+{
+    if (!executor->adopted || work->slot >= executor->adopt.steps ||
+        layer_index(executor->shard, work->layer) == executor->shard->layer_count)
+        return false;
+    const struct mla_step *step = &executor->steps[work->slot];
+    if (step->number != work->step || work->microbatch >= step->microbatch_count)
+        return false;
+    int64_t own = step->microbatches[work->microbatch].padded / executor->shard->ranks;
+    size_t row = executor->shard->config.hidden * mla_dtype_bytes((enum mla_dtype)work->dtype);
+    return work->rows <= own && (payload ? payload->bytes : 0) == work->rows * row;
+}
+
+static uint32_t clamp_ns(uint64_t ns)
+{
+    return ns < UINT32_MAX ? (uint32_t)ns : UINT32_MAX;
+}
+
+static enum mla_status on_work(struct executor *executor, const struct mla_blob *payload)
+{
+    const struct mla_work work = executor->incoming.u.work;
+    if (!work_fits(executor, &work, payload))
+        return MLA_MALFORMED;
+    const struct mla_microbatch *mb = &executor->steps[work.slot].microbatches[work.microbatch];
+    uint64_t begin_ns = now_ns();
+    uint64_t collective_ns = executor->collective->ns;
+    struct mla_blob *reply = NULL;
+    void *rows = NULL;
+    enum mla_status status =
+        copy_in(executor, payload, work.rows, mb->padded / executor->shard->ranks,
+                (enum mla_dtype)work.dtype);
+    if (status == MLA_OK)
+        status = mla_layer_run(&executor->layer, layer_index(executor->shard, work.layer), mb,
+                               executor->x, &rows);
+    if (status == MLA_OK && work.rows > 0)
+        status = copy_out(executor, rows, work.rows, (enum mla_dtype)work.reply_dtype, &reply);
+    if (status != MLA_OK)
+        return status;
+    collective_ns = executor->collective->ns - collective_ns;
+    outgoing(executor, MLA_DONE);
+    executor->outgoing.u.done =
+        (struct mla_done){.step = work.step,
+                          .work = work.work,
+                          .rank = executor->shard->rank,
+                          .rows = work.rows,
+                          .dtype = work.reply_dtype,
+                          .compute_ns = clamp_ns(now_ns() - begin_ns - collective_ns),
+                          .collective_ns = clamp_ns(collective_ns)};
+    status = send(executor, reply);
+    mla_blob_drop(reply);
+    atomic_fetch_add_explicit(&executor->progress, 1, memory_order_relaxed);
+    return status;
+}
+
+/* One message. *end is set by SHUTDOWN. */
+static enum mla_status handle(struct executor *executor, const struct mla_incoming *incoming,
+                              bool *end)
+{
+    enum mla_status status =
+        mla_worker_message_decode(incoming->head, incoming->head_bytes, &executor->incoming);
+    if (status != MLA_OK)
+        return status;
+    const struct mla_header *header = &executor->incoming.header;
+    if (executor->adopted && header->epoch != executor->adopt.epoch && header->epoch != 0)
+        return MLA_OK; /* of a group that was */
+    switch (header->type) {
+    case MLA_ADOPT:
+        return on_adopt(executor);
+    case MLA_PLAN:
+        return on_plan(executor);
+    case MLA_WORK:
+        return on_work(executor, incoming->payload);
+    case MLA_SHUTDOWN:
+        *end = true;
+        return MLA_OK;
+    default:
+        return MLA_MALFORMED;
+    }
+}
+
+static enum mla_status work(struct executor *executor)
+{
+    bool end = false;
+    int fd = -1;
+    while (!end && !stopped) {
+        struct mla_incoming incoming;
+        enum mla_status status = mla_channel_receive(executor->channel, &incoming);
+        if (status == MLA_AGAIN) {
+            if (mla_channel_gone(executor->channel, &fd) == MLA_OK) {
+                fprintf(stderr, "rank %u: the coordinator is gone\n", executor->shard->rank);
+                return MLA_CLOSED;
+            }
+            (void)mla_channel_wait(&executor->channel, 1, WAIT_MS);
+            continue;
+        }
+        if (status != MLA_OK)
+            return status;
+        status = handle(executor, &incoming, &end);
+        mla_blob_drop(incoming.payload);
+        if (status != MLA_OK) {
+            fprintf(stderr, "rank %u: message of type %u: %s\n", executor->shard->rank,
+                    executor->incoming.header.type, mla_status_name(status));
+            outgoing(executor, MLA_FAILED);
+            executor->outgoing.u.failed = (struct mla_failed){
+                .group = executor->options->group, .rank = executor->shard->rank, .status = status};
+            (void)send(executor, NULL); /* the end of the connection tells as much */
+            return status;
+        }
+    }
+    return MLA_OK;
+}
+
+static void fini(struct executor *executor)
+{
+    mla_heartbeat_stop(&executor->heartbeat);
+    for (uint32_t i = 0; executor->steps && i < executor->adopt.steps; i++)
+        mla_step_fini(&executor->steps[i], executor->backend);
+    free(executor->steps);
+    free(executor->zeros);
+    if (executor->stage)
+        executor->backend->ops->free(executor->backend, executor->stage);
+    if (executor->x)
+        executor->backend->ops->free(executor->backend, executor->x);
+    if (executor->layer.backend)
+        mla_layer_fini(&executor->layer);
+    if (executor->cache.backend)
+        mla_kvcache_fini(&executor->cache);
+    mla_channel_destroy(&executor->channel);
+    mla_channel_context_destroy(&executor->context);
+    mla_blob_pool_destroy(&executor->replies);
+    free(executor);
+}
+
+enum mla_status mla_executor_run(const struct mla_executor_options *options,
+                                 struct mla_backend *backend, struct mla_collective *collective,
+                                 struct mla_shard *shard)
+{
+    struct executor *executor = calloc(1, sizeof *executor);
+    if (!executor)
+        return MLA_MEMORY;
+    executor->options = options;
+    executor->backend = backend;
+    executor->collective = collective;
+    executor->shard = shard;
+    struct sigaction action = {.sa_handler = stop};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+
+    struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
+                                         .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX};
+    enum mla_status status = mla_channel_context_create(&executor->context);
+    if (status == MLA_OK)
+        status = mla_channel_connect(executor->context, options->coordinator, &limits,
+                                     &executor->channel);
+    if (status == MLA_OK)
+        status = join(executor);
+    if (status == MLA_OK)
+        status = work(executor);
+    fini(executor);
+    return status;
+}

@@ -1,1 +1,216 @@
-typedef int mla_placeholder;
+#include "worker/step.h"
+
+#include <stdlib.h>
+
+/* The arrays of all microbatches stand in one piece of memory. The first pass, without memory,
+ * measures; the second fills. */
+struct arena {
+    uint8_t *host, *device;
+    size_t used;
+};
+
+static void *take(struct arena *arena, size_t bytes, const void **device)
+{
+    size_t at = arena->used;
+    arena->used = (at + bytes + 63) / 64 * 64;
+    if (!arena->host)
+        return NULL;
+    *device = arena->device + at;
+    return arena->host + at;
+}
+
+static bool entries_fit(const struct mla_kvcache *cache, const struct mla_plan_message *plan)
+{
+    for (uint32_t i = 0; i < plan->entry_count; i++) {
+        struct mla_plan_entry entry = mla_plan_entry_at(plan, i);
+        uint64_t length = (uint64_t)entry.start + entry.tokens;
+        if (entry.table >= cache->sequences ||
+            length > (uint64_t)cache->table_stride * MLA_BLOCK_TOKENS)
+            return false;
+    }
+    return true;
+}
+
+/* Rows and sequences. Padding rows belong to no sequence: attention skips them, and their slot
+ * says that their KV is not written. */
+static void build_rows(struct arena *arena, const struct mla_kvcache *cache,
+                       const struct mla_plan_message *plan, const struct mla_plan_microbatch *from,
+                       struct mla_microbatch *to)
+{
+    const void *device[5] = {0};
+    size_t count = from->entry_count;
+    int32_t *positions = take(arena, from->padded * sizeof *positions, &device[0]);
+    int64_t *slots = take(arena, from->padded * sizeof *slots, &device[1]);
+    int32_t *table = take(arena, count * sizeof *table, &device[2]);
+    int32_t *row_first = take(arena, (count + 1) * sizeof *row_first, &device[3]);
+    int32_t *kv_length = take(arena, count * sizeof *kv_length, &device[4]);
+    if (!positions)
+        return;
+    *to = (struct mla_microbatch){.kind = (enum mla_microbatch_kind)from->kind,
+                                  .rows = from->rows,
+                                  .padded = from->padded,
+                                  .sequences = from->entry_count,
+                                  .positions = device[0],
+                                  .slots = device[1],
+                                  .table = device[2],
+                                  .row_first = device[3],
+                                  .kv_length = device[4]};
+    int32_t row = 0;
+    for (uint32_t i = 0; i < from->entry_count; i++) {
+        struct mla_plan_entry entry = mla_plan_entry_at(plan, from->entry_first + i);
+        const int32_t *blocks = cache->host_tables + (size_t)entry.table * cache->table_stride;
+        table[i] = (int32_t)entry.table;
+        row_first[i] = row;
+        kv_length[i] = (int32_t)(entry.start + entry.tokens);
+        to->rows_max = entry.tokens > to->rows_max ? entry.tokens : to->rows_max;
+        for (uint32_t k = 0; k < entry.tokens; k++, row++) {
+            uint32_t position = entry.start + k;
+            positions[row] = (int32_t)position;
+            slots[row] = (int64_t)blocks[position / MLA_BLOCK_TOKENS] * MLA_BLOCK_TOKENS +
+                         position % MLA_BLOCK_TOKENS;
+        }
+    }
+    row_first[from->entry_count] = row;
+    for (; row < (int32_t)from->padded; row++) {
+        positions[row] = 0;
+        slots[row] = MLA_SLOT_NONE;
+    }
+}
+
+static uint64_t context_rows(const struct mla_plan_message *plan,
+                             const struct mla_plan_microbatch *from)
+{
+    uint64_t rows = 0;
+    for (uint32_t i = 0; from->kind == MLA_PREFILL && i < from->entry_count; i++)
+        rows += mla_plan_entry_at(plan, from->entry_first + i).start;
+    return rows;
+}
+
+/* Cuts the context rows, sequence after sequence, into chunks of chunk_rows. */
+static void build_chunks(struct arena *arena, const struct mla_plan_message *plan,
+                         const struct mla_plan_microbatch *from, uint32_t chunk_rows,
+                         struct mla_microbatch *to)
+{
+    uint64_t total = context_rows(plan, from);
+    uint32_t count = (uint32_t)((total + chunk_rows - 1) / chunk_rows);
+    uint32_t entry = 0;
+    uint32_t done = 0; /* rows of that entry in earlier chunks */
+    to->chunk_count = arena->host ? count : 0;
+    for (uint32_t c = 0; c < count; c++) {
+        const void *device[2] = {0};
+        int32_t *begin = take(arena, from->entry_count * sizeof *begin, &device[0]);
+        int32_t *first = take(arena, (from->entry_count + 1) * sizeof *first, &device[1]);
+        if (!begin)
+            continue;
+        struct mla_context_chunk chunk = {.begin = device[0], .first = device[1]};
+        first[0] = 0;
+        for (uint32_t i = 0; i < from->entry_count; i++) {
+            uint32_t start = mla_plan_entry_at(plan, from->entry_first + i).start;
+            uint32_t rows = 0;
+            begin[i] = 0;
+            if (i == entry) {
+                uint32_t room = chunk_rows - (uint32_t)chunk.rows;
+                rows = start - done < room ? start - done : room;
+                begin[i] = (int32_t)done;
+                done += rows;
+                if (done == start) {
+                    entry++;
+                    done = 0;
+                }
+            }
+            chunk.rows += rows;
+            chunk.rows_max = rows > chunk.rows_max ? rows : chunk.rows_max;
+            first[i + 1] = (int32_t)chunk.rows;
+        }
+        to->chunks[c] = chunk;
+    }
+}
+
+static uint32_t build_all(struct mla_step *step, struct arena *arena,
+                          const struct mla_kvcache *cache, const struct mla_plan_message *plan,
+                          uint32_t chunk_rows)
+{
+    uint32_t chunks = 0;
+    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
+        struct mla_plan_microbatch from = mla_plan_microbatch_at(plan, i);
+        struct mla_microbatch none = {0};
+        struct mla_microbatch *to = arena->host ? &step->microbatches[i] : &none;
+        build_rows(arena, cache, plan, &from, to);
+        to->chunks = arena->host ? step->chunks + chunks : NULL;
+        build_chunks(arena, plan, &from, chunk_rows, to);
+        chunks += (uint32_t)((context_rows(plan, &from) + chunk_rows - 1) / chunk_rows);
+    }
+    return chunks;
+}
+
+static bool grow(void **memory, uint32_t *capacity, uint32_t needed, size_t element)
+{
+    if (needed <= *capacity)
+        return true;
+    void *grown = realloc(*memory, needed * element);
+    if (!grown)
+        return false;
+    *memory = grown;
+    *capacity = needed;
+    return true;
+}
+
+static enum mla_status make_room(struct mla_step *step, struct mla_backend *backend,
+                                 uint32_t microbatches, uint32_t chunks, size_t bytes)
+{
+    void *m = step->microbatches;
+    void *c = step->chunks;
+    bool ok = grow(&m, &step->microbatch_capacity, microbatches, sizeof *step->microbatches) &&
+              grow(&c, &step->chunk_capacity, chunks, sizeof *step->chunks);
+    step->microbatches = m;
+    step->chunks = c;
+    if (!ok)
+        return MLA_MEMORY;
+    if (bytes <= step->bytes)
+        return MLA_OK;
+    bytes *= 2;
+    backend->ops->free(backend, step->device);
+    free(step->host);
+    step->bytes = 0;
+    step->device = NULL;
+    void *device = NULL;
+    step->host = malloc(bytes);
+    if (!step->host || backend->ops->alloc(backend, bytes, &device) != MLA_OK)
+        return MLA_MEMORY;
+    step->device = device;
+    step->bytes = bytes;
+    return MLA_OK;
+}
+
+enum mla_status mla_step_build(struct mla_step *step, const struct mla_kvcache *cache,
+                               const struct mla_plan_message *plan, uint32_t chunk_rows)
+{
+    struct mla_backend *backend = cache->backend;
+    step->number = 0;
+    if (!entries_fit(cache, plan))
+        return MLA_MALFORMED;
+    struct arena arena = {0};
+    uint32_t chunks = build_all(step, &arena, cache, plan, chunk_rows);
+    enum mla_status status =
+        make_room(step, backend, plan->microbatch_count, chunks, arena.used + 64);
+    if (status != MLA_OK)
+        return status;
+    arena = (struct arena){.host = step->host, .device = step->device};
+    (void)build_all(step, &arena, cache, plan, chunk_rows);
+    status = backend->ops->upload(backend, step->device, step->host, arena.used);
+    if (status != MLA_OK)
+        return status;
+    step->microbatch_count = plan->microbatch_count;
+    step->number = plan->step;
+    return MLA_OK;
+}
+
+void mla_step_fini(struct mla_step *step, struct mla_backend *backend)
+{
+    if (step->device)
+        backend->ops->free(backend, step->device);
+    free(step->host);
+    free(step->microbatches);
+    free(step->chunks);
+    *step = (struct mla_step){0};
+}

@@ -1,1 +1,133 @@
-typedef int mla_placeholder;
+#include "kernels/cpu/cpu.h"
+
+#include <assert.h>
+#include <cblas.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { ALIGNMENT = 256 };
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static enum mla_status allocate(size_t bytes, void **out)
+{
+    void *memory = bytes <= SIZE_MAX - ALIGNMENT ? aligned_alloc(ALIGNMENT, aligned(bytes)) : NULL;
+    if (!memory) {
+        fprintf(stderr, "kernels: %zu bytes of memory were refused\n", bytes);
+        return MLA_MEMORY;
+    }
+    *out = memory;
+    return MLA_OK;
+}
+
+enum mla_status mla_cpu_reserve(struct mla_cpu *cpu, size_t shared_bytes, size_t thread_bytes)
+{
+    size_t shared = aligned(shared_bytes), own = aligned(thread_bytes);
+    size_t bytes = shared + own * (size_t)cpu->threads;
+    if (bytes > cpu->scratch_bytes) {
+        void *scratch;
+        enum mla_status status = allocate(bytes, &scratch);
+        if (status)
+            return status;
+        free(cpu->scratch);
+        cpu->scratch = scratch;
+        cpu->scratch_bytes = bytes;
+    }
+    cpu->thread_offset = shared;
+    cpu->thread_bytes = own;
+    return MLA_OK;
+}
+
+void *mla_cpu_shared(const struct mla_cpu *cpu)
+{
+    return cpu->scratch;
+}
+
+void *mla_cpu_own(const struct mla_cpu *cpu)
+{
+    return cpu->scratch + cpu->thread_offset + cpu->thread_bytes * (size_t)omp_get_thread_num();
+}
+
+static enum mla_status cpu_alloc(struct mla_backend *backend, size_t bytes, void **out)
+{
+    (void)backend;
+    assert(bytes > 0);
+    return allocate(bytes, out);
+}
+
+static void cpu_free(struct mla_backend *backend, void *memory)
+{
+    (void)backend;
+    free(memory);
+}
+
+static enum mla_status cpu_move(struct mla_backend *backend, void *dst, const void *src,
+                                size_t bytes)
+{
+    (void)backend;
+    memcpy(dst, src, bytes);
+    return MLA_OK;
+}
+
+static enum mla_status cpu_synchronize(struct mla_backend *backend)
+{
+    (void)backend;
+    return MLA_OK;
+}
+
+static void cpu_destroy(struct mla_backend **backend)
+{
+    if (!*backend)
+        return;
+    free(mla_cpu_of(*backend)->scratch);
+    free(*backend);
+    *backend = NULL;
+}
+
+static const struct mla_backend_ops cpu_ops = {
+    .name = "cpu",
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .upload = cpu_move,
+    .download = cpu_move,
+    .synchronize = cpu_synchronize,
+    .destroy = cpu_destroy,
+    .gemm = mla_cpu_gemm,
+    .rmsnorm = mla_cpu_rmsnorm,
+    .rope = mla_cpu_rope,
+    .copy = mla_cpu_copy,
+    .kv_write = mla_cpu_kv_write,
+    .kv_gather = mla_cpu_kv_gather,
+    .kv_copy = mla_cpu_kv_copy,
+    .attend_decode = mla_cpu_attend_decode,
+    .attend_prefill = mla_cpu_attend_prefill,
+    .merge = mla_cpu_merge,
+};
+
+/* OpenBLAS compiles its kernels for small products for these cores only. */
+static bool has_small_kernels(void)
+{
+    const char *core = openblas_get_corename();
+    return strcmp(core, "SkylakeX") == 0 || strcmp(core, "Cooperlake") == 0 ||
+           strcmp(core, "SapphireRapids") == 0;
+}
+
+enum mla_status mla_backend_cpu_create(int threads, struct mla_backend **out)
+{
+    assert(threads >= 0);
+    struct mla_cpu *cpu = calloc(1, sizeof *cpu);
+    if (!cpu) {
+        fputs("kernels: the CPU backend found no memory\n", stderr);
+        return MLA_MEMORY;
+    }
+    cpu->base.ops = &cpu_ops;
+    cpu->base.activation = MLA_F32;
+    cpu->threads = threads ? threads : omp_get_max_threads();
+    cpu->blas_small = has_small_kernels();
+    *out = &cpu->base;
+    return MLA_OK;
+}

@@ -1,1 +1,397 @@
-typedef int mla_placeholder;
+/* mla-bench replay: gives a trace of requests to a service, as an upstream scheduler would. */
+#include "tests/bench/replay.h"
+
+#include "proto/parse.h"
+#include "tests/bench/bench.h"
+#include "tests/bench/progress.h"
+#include "tests/bench/trace.h"
+#include "tests/lib/formula.h"
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    TIMEOUT_MS = 60000,
+    PAUSE_NS = 1000000,        /* between attempts while the service is busy or starting */
+    PATIENCE_S = 30,           /* how long these go on */
+    STEPS_LOST_IN_A_ROW = 100, /* more than that, and the service doesn't recover */
+    SPARE_ROWS = 64,
+};
+
+static const char usage[] =
+    "usage: mla-bench replay --trace FILE --endpoint E --layers L --concurrency C\n"
+    "                        [--limit N] [--prefill-budget N] [--json FILE]\n"
+    "\n"
+    "Runs the requests of a trace (CSV: prompt_tokens,output_tokens) with continuous batching\n"
+    "and chunked prefill, C at a time. Each step is one token of every request past its prompt\n"
+    "and prompt tokens up to the budget; its hidden states (bf16, random) go through L layers.\n"
+    "Prints what serving benchmarks print, and where the time of the RUNs goes.\n"
+    "\n"
+    "  --trace FILE          the requests\n"
+    "  --endpoint E          of the service (tcp://host:port or ipc:///path)\n"
+    "  --layers L            the first L layers that the service has\n"
+    "  --concurrency C       requests at a time; the next is sent when one ends\n"
+    "  --limit N             only the first N requests\n"
+    "  --prefill-budget N    prompt tokens of one step (512)\n"
+    "  --json FILE           writes the numbers there as well\n";
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static double now_s(void)
+{
+    return (double)now_ns() / 1e9;
+}
+
+static enum mla_status failed(const struct mla_replay *replay, const char *what,
+                              enum mla_status status)
+{
+    const struct mla_client_error *error = mla_client_error(replay->client);
+    bool known = error->status == status && error->sentence[0];
+    fprintf(stderr, "mla-bench: %s failed: %s: %s\n", what, mla_status_name(status),
+            known ? error->sentence : mla_status_sentence(status));
+    return status;
+}
+
+/* True when the call is worth another attempt, after a pause. */
+static bool pause_for(enum mla_status status, double since_s)
+{
+    if ((status != MLA_BUSY && status != MLA_NOT_READY) || now_s() - since_s > PATIENCE_S)
+        return false;
+    nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+    return true;
+}
+
+static enum mla_status free_leaving(struct mla_replay *replay)
+{
+    struct mla_scheduler *scheduler = &replay->scheduler;
+    if (scheduler->leaving_count == 0)
+        return MLA_OK;
+    double since_s = now_s();
+    enum mla_status status;
+    do
+        status = mla_client_free(replay->client, scheduler->leaving, scheduler->leaving_count);
+    while (pause_for(status, since_s));
+    if (status != MLA_OK)
+        return failed(replay, "FREE", status);
+    mla_scheduler_left(scheduler);
+    return MLA_OK;
+}
+
+/* Lets the scheduler answer a refused OPEN. *again: the step is another one now. */
+static enum mla_status settle(struct mla_replay *replay, enum mla_status status)
+{
+    struct mla_scheduler *scheduler = &replay->scheduler;
+    uint32_t index = mla_client_error(replay->client)->index;
+    if (status == MLA_KV_LOST && index < scheduler->share_count)
+        mla_scheduler_lost(scheduler, index);
+    else if (status == MLA_KV_FULL || status == MLA_SEQUENCES_FULL)
+        mla_scheduler_no_room(scheduler,
+                              index < scheduler->share_count ? index : scheduler->share_count - 1);
+    else
+        return failed(replay, "OPEN", status);
+    return free_leaving(replay);
+}
+
+/* Opens the scheduler's step, or what of it has room: maybe nothing. */
+static enum mla_status open_step(struct mla_replay *replay, uint64_t step)
+{
+    struct mla_scheduler *scheduler = &replay->scheduler;
+    struct mla_open_entry entries[MLA_STEP_SEQUENCES_MAX];
+    double since_s = now_s();
+    while (scheduler->share_count > 0) {
+        for (uint32_t i = 0; i < scheduler->share_count; i++) {
+            const struct mla_share *share = &scheduler->shares[i];
+            const struct mla_request *request = &scheduler->requests[share->request];
+            entries[i] =
+                (struct mla_open_entry){request->sequence, request->computed, share->tokens};
+        }
+        uint64_t sent_ns = now_ns();
+        enum mla_status status =
+            mla_client_open(replay->client, step, entries, scheduler->share_count, &replay->opened);
+        if (status == MLA_OK)
+            return mla_series_add(&replay->open, (double)(now_ns() - sent_ns) / 1e3);
+        if (pause_for(status, since_s))
+            continue;
+        status = settle(replay, status);
+        if (status != MLA_OK)
+            return status;
+    }
+    return MLA_OK;
+}
+
+static enum mla_status run_layer(struct mla_replay *replay, uint64_t step, uint32_t layer)
+{
+    bool decode_only = replay->opened.prefill_rows == 0;
+    struct mla_client_run run = {
+        .step = step,
+        .layer = layer,
+        .dtype = MLA_BF16,
+        .reply_dtype = MLA_BF16,
+        .rows = replay->opened.decode_rows + replay->opened.prefill_rows,
+        .x = replay->x + step % SPARE_ROWS * replay->info->dims.hidden,
+        .y = replay->y,
+    };
+    struct mla_run_times times;
+    uint64_t sent_ns;
+    enum mla_status status;
+    double since_s = now_s();
+    do {
+        sent_ns = now_ns();
+        status = mla_client_run(replay->client, &run, &times);
+    } while (pause_for(status, since_s));
+    if (status != MLA_OK)
+        return status;
+    return mla_run_parts_add(decode_only ? &replay->decode : &replay->prefill, sent_ns, now_ns(),
+                             &times);
+}
+
+static void count_step(struct mla_replay *replay)
+{
+    replay->steps++;
+    if (replay->opened.prefill_rows > 0)
+        return;
+    replay->decode_steps++;
+    replay->decode_rows += replay->opened.decode_rows;
+    if (replay->opened.decode_rows > replay->decode_rows_max)
+        replay->decode_rows_max = replay->opened.decode_rows;
+}
+
+/* The layers of an open step, then its end. *lost: its workers died and nothing came of it. */
+static enum mla_status run_step(struct mla_replay *replay, uint64_t step, bool *lost)
+{
+    enum mla_status status = MLA_OK;
+    for (uint32_t i = 0; i < replay->options.layers && status == MLA_OK; i++)
+        status = run_layer(replay, step, replay->info->layers[i]);
+    *lost = status == MLA_GROUP_LOST || status == MLA_STEP_LOST || status == MLA_DEADLINE;
+    if (status != MLA_OK && !*lost)
+        return failed(replay, "RUN", status);
+    uint64_t sent_ns = now_ns();
+    status = mla_client_close(replay->client, step, *lost ? MLA_ABORT : MLA_COMMIT);
+    if (status != MLA_OK)
+        return failed(replay, "CLOSE", status);
+    if (*lost)
+        return MLA_OK;
+    status = mla_series_add(&replay->close, (double)(now_ns() - sent_ns) / 1e3);
+    if (status != MLA_OK)
+        return status;
+    count_step(replay);
+    return mla_scheduler_commit(&replay->scheduler, now_s());
+}
+
+static enum mla_status run_requests(struct mla_replay *replay)
+{
+    struct mla_scheduler *scheduler = &replay->scheduler;
+    struct mla_progress progress;
+    enum mla_status status = MLA_OK;
+    uint32_t lost_in_a_row = 0;
+    replay->started_s = now_s();
+    mla_progress_begin(&progress, "requests", scheduler->request_count, replay->started_s);
+    for (uint64_t step = 1; status == MLA_OK; step++) {
+        bool lost = false;
+        char note[64];
+        mla_scheduler_next(scheduler, now_s());
+        if (scheduler->share_count == 0)
+            break;
+        status = open_step(replay, step);
+        if (status != MLA_OK || scheduler->share_count == 0)
+            continue;
+        status = run_step(replay, step, &lost);
+        if (status == MLA_OK)
+            status = free_leaving(replay);
+        replay->steps_lost += lost;
+        lost_in_a_row = lost ? lost_in_a_row + 1 : 0;
+        if (lost_in_a_row > STEPS_LOST_IN_A_ROW)
+            status = failed(replay, "every attempt of a step", MLA_GROUP_LOST);
+        snprintf(note, sizeof note, "%" PRIu64 " steps, %" PRIu32 " active", replay->steps,
+                 scheduler->active_count);
+        mla_progress_update(&progress, scheduler->finished_count, now_s(), note);
+    }
+    replay->ended_s = now_s();
+    mla_progress_end(&progress);
+    return status;
+}
+
+static enum mla_status connect_service(struct mla_replay *replay)
+{
+    const struct mla_replay_options *options = &replay->options;
+    struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS};
+    enum mla_status status =
+        mla_client_connect(options->endpoint, &client_options, &replay->client);
+    if (status != MLA_OK) /* the client has said why */
+        return status;
+    replay->info = mla_client_info(replay->client);
+    if (options->layers > replay->info->layer_count) {
+        fprintf(stderr, "mla-bench: --layers %" PRIu32 ": the service has %" PRIu32 "\n",
+                options->layers, replay->info->layer_count);
+        return MLA_OPTION;
+    }
+    if (options->concurrency > replay->info->step_sequences_max ||
+        options->concurrency > replay->info->step_tokens_max) {
+        fprintf(stderr,
+                "mla-bench: --concurrency %" PRIu32 ": a step of the service holds %" PRIu32
+                " sequences and %" PRIu32 " tokens\n",
+                options->concurrency, replay->info->step_sequences_max,
+                replay->info->step_tokens_max);
+        return MLA_OPTION;
+    }
+    return MLA_OK;
+}
+
+/* Inputs are made once; a step takes them from another row on than the one before. */
+static enum mla_status make_payloads(struct mla_replay *replay)
+{
+    uint64_t hidden = replay->info->dims.hidden;
+    uint64_t rows = (uint64_t)replay->options.concurrency + replay->options.prefill_budget;
+    if (rows > replay->info->step_tokens_max)
+        rows = replay->info->step_tokens_max;
+    uint64_t shape[2] = {rows + SPARE_ROWS, hidden};
+    float *row = malloc(hidden * sizeof *row);
+    replay->x = malloc(shape[0] * hidden * sizeof *replay->x);
+    replay->y = malloc(rows * hidden * sizeof *replay->y);
+    if (!row || !replay->x || !replay->y) {
+        free(row);
+        fputs("mla-bench: out of memory\n", stderr);
+        return MLA_MEMORY;
+    }
+    for (uint64_t i = 0; i < shape[0]; i++) {
+        mla_formula_fill("replay", 2, shape, i * hidden, hidden, row);
+        for (uint64_t j = 0; j < hidden; j++)
+            replay->x[i * hidden + j] = mla_f32_to_bf16(row[j]);
+    }
+    free(row);
+    return MLA_OK;
+}
+
+static enum mla_status run(struct mla_replay *replay)
+{
+    const struct mla_replay_options *options = &replay->options;
+    uint32_t count;
+    enum mla_status status =
+        mla_trace_read(options->trace, options->limit, &replay->requests, &count);
+    if (status == MLA_OK)
+        status = connect_service(replay);
+    if (status == MLA_OK)
+        status = make_payloads(replay);
+    if (status != MLA_OK)
+        return status;
+    struct mla_scheduler_options scheduler_options = {
+        .concurrency = options->concurrency,
+        .prefill_budget = options->prefill_budget,
+        .step_tokens_max = replay->info->step_tokens_max,
+        .context_max = replay->info->context_max,
+    };
+    status = mla_scheduler_init(&replay->scheduler, &scheduler_options, replay->requests, count);
+    if (status == MLA_OK)
+        status = run_requests(replay);
+    return status == MLA_OK ? mla_replay_report(replay) : status;
+}
+
+static void replay_fini(struct mla_replay *replay)
+{
+    mla_client_close_connection(&replay->client); /* first: it may still use x and y */
+    mla_scheduler_fini(&replay->scheduler);
+    mla_run_parts_fini(&replay->decode);
+    mla_run_parts_fini(&replay->prefill);
+    mla_series_fini(&replay->open);
+    mla_series_fini(&replay->close);
+    free(replay->requests);
+    free(replay->x);
+    free(replay->y);
+}
+
+static bool read_number(const char *name, uint64_t max, uint32_t *out)
+{
+    uint64_t value;
+    if (!mla_parse_number(optarg, 1, max, &value)) {
+        fprintf(stderr, "mla-bench: --%s must be a number from 1 to %" PRIu64 ", not %s\n", name,
+                max, optarg);
+        return false;
+    }
+    *out = (uint32_t)value;
+    return true;
+}
+
+/* *help: it was asked for, and nothing else is set. */
+static enum mla_status read_options(int argc, char **argv, struct mla_replay_options *out,
+                                    bool *help)
+{
+    static const struct option known[] = {
+        {"trace", required_argument, NULL, 't'},
+        {"endpoint", required_argument, NULL, 'e'},
+        {"layers", required_argument, NULL, 'l'},
+        {"concurrency", required_argument, NULL, 'c'},
+        {"limit", required_argument, NULL, 'n'},
+        {"prefill-budget", required_argument, NULL, 'p'},
+        {"json", required_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    struct mla_replay_options options = {.prefill_budget = 512};
+    int option;
+    bool ok = true;
+    while (ok && (option = getopt_long(argc, argv, "h", known, NULL)) != -1) {
+        switch (option) {
+        case 't':
+            options.trace = optarg;
+            break;
+        case 'e':
+            options.endpoint = optarg;
+            break;
+        case 'l':
+            ok = read_number("layers", MLA_LAYERS_MAX, &options.layers);
+            break;
+        case 'c':
+            ok = read_number("concurrency", MLA_STEP_SEQUENCES_MAX, &options.concurrency);
+            break;
+        case 'n':
+            ok = read_number("limit", UINT32_MAX, &options.limit);
+            break;
+        case 'p':
+            ok = read_number("prefill-budget", MLA_STEP_TOKENS_MAX, &options.prefill_budget);
+            break;
+        case 'j':
+            options.json = optarg;
+            break;
+        case 'h':
+            *help = true;
+            return MLA_OK;
+        default: /* getopt_long has said what is wrong */
+            ok = false;
+        }
+    }
+    if (!ok)
+        return MLA_OPTION;
+    if (optind != argc || !options.trace || !options.endpoint || !options.layers ||
+        !options.concurrency) {
+        fputs("mla-bench: --trace, --endpoint, --layers and --concurrency must be given, and "
+              "nothing but options (mla-bench replay --help)\n",
+              stderr);
+        return MLA_OPTION;
+    }
+    *out = options;
+    return MLA_OK;
+}
+
+int mla_bench_replay(int argc, char **argv)
+{
+    struct mla_replay replay = {0};
+    bool help = false;
+    enum mla_status status = read_options(argc, argv, &replay.options, &help);
+    if (help) {
+        fputs(usage, stdout);
+        return 0;
+    }
+    if (status == MLA_OK)
+        status = run(&replay);
+    replay_fini(&replay);
+    return mla_status_exit_code(status);
+}

@@ -1,4 +1,291 @@
-int main(void)
+/* The dense operations and conversions. */
+#include "tests/conformance/device.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdlib.h>
+
+struct shape {
+    int64_t m, n, k, batch;
+    bool transposed, bias, same_a, same_b;
+};
+
+static void check_gemm(struct mla_device *device, const struct shape *shape)
 {
-    return 1;
+    const enum mla_dtype dtype = device->backend->activation;
+    const int64_t m = shape->m, n = shape->n, k = shape->k, batch = shape->batch;
+    const int64_t b_rows = shape->transposed ? n : k, b_columns = shape->transposed ? k : n;
+    const int64_t lda = k + 3, ldb = b_columns + 5, ldc = n + 2;
+    struct mla_tensor a = mla_tensor_make(device, dtype, batch * m * lda);
+    struct mla_tensor b = mla_tensor_make(device, dtype, batch * b_rows * ldb);
+    struct mla_tensor c = mla_tensor_make(device, dtype, batch * m * ldc);
+    struct mla_tensor bias = mla_tensor_make(device, dtype, n);
+    mla_tensor_fill(&a, 0, shape->same_a ? m : batch * m, lda, k);
+    mla_tensor_fill(&b, 0, shape->same_b ? b_rows : batch * b_rows, ldb, b_columns);
+    mla_tensor_fill(&bias, 0, 1, n, n);
+    mla_tensor_upload(device, &a);
+    mla_tensor_upload(device, &b);
+    mla_tensor_upload(device, &bias);
+    struct mla_gemm gemm = {
+        .m = m,
+        .n = n,
+        .k = k,
+        .batch = batch,
+        .a = a.memory,
+        .lda = lda,
+        .a_stride = shape->same_a ? 0 : m * lda,
+        .b = b.memory,
+        .ldb = ldb,
+        .b_stride = shape->same_b ? 0 : b_rows * ldb,
+        .b_transposed = shape->transposed,
+        .c = c.memory,
+        .ldc = ldc,
+        .c_stride = m * ldc,
+        .bias = shape->bias ? bias.memory : NULL,
+    };
+    MLA_RUN(device, gemm, &gemm);
+
+    double *want = mla_wanted(&c);
+    for (int64_t i = 0; i < batch * m; i++) {
+        const float *row = a.host + i / m * gemm.a_stride + i % m * lda;
+        const float *weights = b.host + i / m * gemm.b_stride;
+        for (int64_t j = 0; j < n; j++) {
+            double sum = shape->bias ? (double)bias.host[j] : 0;
+            for (int64_t l = 0; l < k; l++)
+                sum += (double)row[l] *
+                       (double)(shape->transposed ? weights[j * ldb + l] : weights[l * ldb + j]);
+            want[i * ldc + j] = sum;
+        }
+    }
+    mla_expect(device, &c, want, k, "gemm");
+    free(want);
+    mla_tensor_free(&a);
+    mla_tensor_free(&b);
+    mla_tensor_free(&c);
+    mla_tensor_free(&bias);
+}
+
+static void gemm_shapes(struct mla_device *device)
+{
+    static const struct shape shapes[] = {
+        {1, 1, 1, 1, true, false, false, false},      {1, 100, 1070, 1, true, true, false, false},
+        {7, 33, 65, 1, true, false, false, false},    {16, 576, 700, 1, true, false, false, false},
+        {130, 49, 515, 1, true, true, false, false},  {5, 40, 30, 3, true, false, true, false},
+        {1, 300, 260, 1, false, false, false, false}, {70, 70, 140, 1, false, true, false, false},
+        {16, 64, 32, 4, false, false, false, false},  {600, 20, 17, 1, false, false, false, false},
+        {3, 17, 129, 2, false, false, false, true},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_gemm(device, &shapes[i]);
+}
+
+static void gemm_random(struct mla_device *device)
+{
+    for (int i = 0; i < 12; i++) {
+        struct shape shape = {
+            mla_random_int(1, 90),
+            mla_random_int(1, 150),
+            mla_random_int(1, 300),
+            mla_random_int(1, 4),
+            mla_random_int(0, 1) == 1,
+            mla_random_int(0, 1) == 1,
+            false,
+            false,
+        };
+        check_gemm(device, &shape);
+    }
+}
+
+/* C is not there for a reason: nothing of it may be touched. */
+static void gemm_of_no_rows(struct mla_device *device)
+{
+    struct mla_gemm gemm = {.m = 0, .n = 8, .k = 8, .batch = 1, .lda = 8, .ldb = 8, .ldc = 8};
+    MLA_RUN(device, gemm, &gemm);
+    mla_device_synchronize(device);
+}
+
+Test(backend, gemm)
+{
+    mla_each_device(gemm_shapes);
+    mla_each_device(gemm_random);
+    mla_each_device(gemm_of_no_rows);
+}
+
+static void check_rmsnorm(struct mla_device *device, int64_t rows, int64_t n)
+{
+    const enum mla_dtype dtype = device->backend->activation;
+    const int64_t stride = n + 3;
+    struct mla_tensor x = mla_tensor_make(device, dtype, rows * stride);
+    struct mla_tensor weight = mla_tensor_make(device, dtype, n);
+    mla_tensor_fill(&x, 0, rows, stride, n);
+    for (int64_t i = 0; i < n; i++)
+        x.host[i] = 0; /* a row of zeros stays one */
+    mla_tensor_fill(&weight, 0, 1, n, n);
+    mla_tensor_upload(device, &x);
+    mla_tensor_upload(device, &weight);
+    double *want = mla_wanted(&x);
+    const float eps = 1e-2f;
+    for (int64_t row = 0; row < rows; row++) {
+        const float *in = x.host + row * stride;
+        double squares = 0;
+        for (int64_t i = 0; i < n; i++)
+            squares += (double)in[i] * (double)in[i];
+        for (int64_t i = 0; i < n; i++)
+            want[row * stride + i] =
+                (double)in[i] / sqrt(squares / (double)n + (double)eps) * (double)weight.host[i];
+    }
+    MLA_RUN(device, rmsnorm,
+            &(struct mla_rmsnorm){
+                .rows = rows,
+                .n = n,
+                .x = x.memory,
+                .x_stride = stride,
+                .weight = weight.memory,
+                .eps = eps,
+            });
+    mla_expect(device, &x, want, n, "rmsnorm");
+    free(want);
+    mla_tensor_free(&x);
+    mla_tensor_free(&weight);
+}
+
+static void rmsnorm_shapes(struct mla_device *device)
+{
+    check_rmsnorm(device, 2, 1);
+    check_rmsnorm(device, 3, 63);
+    check_rmsnorm(device, 40, 512);
+}
+
+Test(backend, rmsnorm)
+{
+    mla_each_device(rmsnorm_shapes);
+}
+
+struct rope_case {
+    int64_t rows, heads, dim;
+    bool interleaved, in_place;
+};
+
+static void check_rope(struct mla_device *device, const struct rope_case *c)
+{
+    enum { POSITIONS = 50 };
+    const enum mla_dtype dtype = device->backend->activation;
+    const int64_t heads = c->heads, dim = c->dim;
+    /* In a query the rope part follows the nope part of each head. */
+    const int64_t src_head = dim + 7, src_row = heads * src_head + 1;
+    const int64_t dst_head = c->in_place ? src_head : dim + 2;
+    const int64_t dst_row = c->in_place ? src_row : heads * dst_head + 3;
+    struct mla_tensor src = mla_tensor_make(device, dtype, c->rows * src_row);
+    struct mla_tensor dst = mla_tensor_make(device, dtype, c->rows * dst_row);
+    struct mla_tensor table = mla_tensor_make(device, MLA_F32, POSITIONS * dim);
+    int32_t positions[64];
+    cr_assert(c->rows <= 64);
+    for (int64_t row = 0; row < c->rows; row++) {
+        positions[row] = (int32_t)mla_random_int(0, POSITIONS - 1);
+        mla_tensor_fill(&src, row * src_row, heads, src_head, dim);
+    }
+    mla_tensor_fill(&table, 0, 1, table.count, table.count);
+    mla_tensor_upload(device, &src);
+    mla_tensor_upload(device, &table);
+    double *want = mla_wanted(&dst);
+    const int64_t step = c->interleaved ? 2 : 1, distance = c->interleaved ? 1 : dim / 2;
+    for (int64_t i = 0; i < c->rows * heads; i++) {
+        const float *in = src.host + i / heads * src_row + i % heads * src_head;
+        double *out = want + i / heads * dst_row + i % heads * dst_head;
+        for (int64_t pair = 0; pair < dim / 2; pair++) {
+            const float *turn = table.host + positions[i / heads] * dim + 2 * pair;
+            double cosine = (double)turn[0], sine = (double)turn[1];
+            double x = (double)in[pair * step], y = (double)in[pair * step + distance];
+            out[pair * step] = x * cosine - y * sine;
+            out[pair * step + distance] = x * sine + y * cosine;
+        }
+    }
+    struct mla_rope rope = {
+        .rows = c->rows,
+        .heads = heads,
+        .dim = dim,
+        .src = src.memory,
+        .src_row_stride = src_row,
+        .src_head_stride = src_head,
+        .dst = c->in_place ? src.memory : dst.memory,
+        .dst_row_stride = dst_row,
+        .dst_head_stride = dst_head,
+        .positions = mla_device_put(device, positions, sizeof positions),
+        .table = table.memory,
+        .interleaved = c->interleaved,
+    };
+    MLA_RUN(device, rope, &rope);
+    mla_expect(device, c->in_place ? &src : &dst, want, 1, "rope");
+    free(want);
+    mla_tensor_free(&src);
+    mla_tensor_free(&dst);
+    mla_tensor_free(&table);
+}
+
+static void rope_cases(struct mla_device *device)
+{
+    static const struct rope_case cases[] = {
+        {5, 3, 16, true, false},  {5, 3, 16, false, false}, {5, 1, 64, true, true},
+        {5, 2, 64, false, true},  {64, 8, 64, true, false}, {1, 1, 2, true, false},
+        {7, 128, 64, true, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_rope(device, &cases[i]);
+}
+
+Test(backend, rope)
+{
+    mla_each_device(rope_cases);
+}
+
+static void check_copy(struct mla_device *device, enum mla_dtype from, enum mla_dtype to,
+                       int64_t rows, int64_t n)
+{
+    struct mla_tensor src = mla_tensor_make(device, from, rows * (n + 3));
+    struct mla_tensor dst = mla_tensor_make(device, to, rows * (n + 1));
+    double *want = mla_wanted(&dst);
+    mla_tensor_fill(&src, 0, rows, n + 3, n);
+    src.host[0] = INFINITY;
+    src.host[n - 1] = NAN;
+    src.host[n + 3] = 1.00390625f; /* between two bf16 numbers, rounded to the even one */
+    mla_tensor_upload(device, &src);
+    MLA_RUN(device, copy,
+            &(struct mla_copy){
+                .rows = rows,
+                .n = n,
+                .src = src.memory,
+                .src_stride = n + 3,
+                .src_dtype = from,
+                .dst = dst.memory,
+                .dst_stride = n + 1,
+                .dst_dtype = to,
+            });
+    mla_tensor_download(device, &src);
+    for (int64_t i = 0; i < rows * n; i++) {
+        float value = src.host[i / n * (n + 3) + i % n];
+        if (to == MLA_BF16)
+            value = mla_bf16_to_f32(mla_f32_to_bf16(value));
+        want[i / n * (n + 1) + i % n] = (double)value;
+    }
+    mla_expect(device, &dst, want, 0, "copy");
+    /* Conversion is exact: no tolerance is left over from dtype either. */
+    for (int64_t i = 0; i < dst.count; i++)
+        cr_assert(isnan(want[i]) || (double)dst.host[i] == want[i]);
+    free(want);
+    mla_tensor_free(&src);
+    mla_tensor_free(&dst);
+}
+
+static void copy_dtypes(struct mla_device *device)
+{
+    static const enum mla_dtype dtypes[] = {MLA_F32, MLA_BF16};
+    for (int i = 0; i < 4; i++) {
+        check_copy(device, dtypes[i / 2], dtypes[i % 2], 2, 2);
+        check_copy(device, dtypes[i / 2], dtypes[i % 2], 33, 577);
+    }
+}
+
+Test(backend, copy)
+{
+    mla_each_device(copy_dtypes);
 }

@@ -1,0 +1,325 @@
+#include "coordinator/state.h"
+
+#include <assert.h>
+#include <stdio.h>
+
+uint32_t group_choose(const struct mla_core *core)
+{
+    uint32_t found = NONE;
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < core->options.groups; i++) {
+        const struct group *group = &core->groups[i];
+        if (group->state != GROUP_READY || group->doomed)
+            continue;
+        uint32_t free_blocks = mla_ledger_blocks_free(group->ledger);
+        if (found == NONE || free_blocks > most) {
+            found = i;
+            most = free_blocks;
+        }
+    }
+    return found;
+}
+
+uint32_t blocks_free(const struct mla_core *core)
+{
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < core->options.groups; i++)
+        if (core->groups[i].state == GROUP_READY)
+            sum += mla_ledger_blocks_free(core->groups[i].ledger);
+    return sum;
+}
+
+uint32_t mla_core_groups_ready(const struct mla_core *core)
+{
+    uint32_t ready = 0;
+    for (uint32_t i = 0; i < core->options.groups; i++)
+        ready += core->groups[i].state == GROUP_READY;
+    return ready;
+}
+
+void group_send(struct mla_core *core, uint32_t index, uint32_t rank, const void *head,
+                size_t bytes, struct mla_blob *payload, size_t offset, size_t payload_bytes)
+{
+    struct group *group = &core->groups[index];
+    if (!group->doomed &&
+        core->effects.send_worker(core->effects.context, &group->peers[rank], head, bytes, payload,
+                                  offset, payload_bytes) != MLA_OK)
+        group->doomed = "a worker does not take its messages";
+}
+
+static void send_shutdown(struct mla_core *core, const struct mla_peer *peer, uint64_t epoch)
+{
+    size_t bytes = 0;
+    core->outgoing = (struct mla_worker_message){.header = {.type = MLA_SHUTDOWN, .epoch = epoch}};
+    if (mla_worker_message_encode(&core->outgoing, core->frame, sizeof core->frame, &bytes) ==
+        MLA_OK)
+        (void)core->effects.send_worker(core->effects.context, peer, core->frame, bytes, NULL, 0,
+                                        0); /* it may be gone already */
+}
+
+/* Tells all ranks that joined to end, and forgets the job. */
+static void group_dismiss(struct mla_core *core, uint32_t index)
+{
+    struct group *group = &core->groups[index];
+    for (uint32_t rank = 0; rank < group->ranks; rank++) {
+        if (!(group->joined_set >> rank & 1))
+            continue;
+        send_shutdown(core, &group->peers[rank], group->epoch);
+        core->worker_fds[group->peers[rank].fd].owner = NONE;
+    }
+    mla_ledger_destroy(&group->ledger);
+    struct work *works = group->works;
+    *group = (struct group){.works = works, .next_work = group->next_work};
+}
+
+void group_lose(struct mla_core *core, uint32_t index, const char *why)
+{
+    struct group *group = &core->groups[index];
+    fprintf(stderr, "group %u (epoch %llu) is lost: %s\n", index, (unsigned long long)group->epoch,
+            why);
+    if (group->state == GROUP_READY) {
+        works_lose(core, index);
+        for (uint32_t i = 0; i < core->options.steps_open_max; i++)
+            if (core->steps[i].used && core->steps[i].plans[index].microbatch_count > 0)
+                core->steps[i].lost = true;
+        for (uint32_t i = 0; i < core->sequence_capacity; i++)
+            if (core->sequences[i].group == index)
+                core->sequences[i].lost = true;
+        for (uint32_t i = 0; i < RUNS_MAX && core->stats.runs_in_flight > 0; i++)
+            if (core->runs[i].used && core->steps[core->runs[i].step].lost)
+                run_fail(core, i, MLA_GROUP_LOST, "the workers died under this RUN");
+    }
+    group_dismiss(core, index);
+}
+
+/* A joining rank must be like those that joined before it and like the service's other groups. */
+static bool agrees(const struct mla_join *a, const struct mla_join *b)
+{
+    return memcmp(&a->dims, &b->dims, sizeof a->dims) == 0 && a->context_max == b->context_max &&
+           a->layer_count == b->layer_count &&
+           memcmp(a->layers, b->layers, a->layer_count * sizeof *a->layers) == 0;
+}
+
+/* How many blocks the pool of each rank is to have; 0 when they don't fit. */
+static uint32_t choose_blocks(const struct mla_core *core, const struct mla_join *join)
+{
+    uint64_t blocks = core->options.kv_blocks;
+    if (blocks == 0 && core->options.kv_memory_bytes > 0)
+        blocks = core->options.kv_memory_bytes / join->kv_block_bytes;
+    else if (blocks == 0)
+        blocks = join->kv_blocks_max;
+    if (blocks > MLA_BLOCKS_MAX)
+        blocks = MLA_BLOCKS_MAX;
+    if (join->kv_blocks_max > 0 && blocks > join->kv_blocks_max)
+        return 0;
+    return (uint32_t)blocks;
+}
+
+static void adopt(struct mla_core *core, uint32_t index)
+{
+    struct group *group = &core->groups[index];
+    const struct mla_core_options *options = &core->options;
+    group->kv_blocks = choose_blocks(core, &group->join);
+    if (group->kv_blocks == 0) {
+        fprintf(stderr, "group %u: the KV cache asked for does not fit (%u blocks do)\n", index,
+                group->join.kv_blocks_max);
+        group->doomed = "no KV cache";
+        return;
+    }
+    if (!core->model_known) {
+        core->model = group->join;
+        core->model_known = true;
+        core->context_max = options->context_max && options->context_max < group->join.context_max
+                                ? options->context_max
+                                : group->join.context_max;
+    }
+    if (mla_ledger_create(group->kv_blocks, options->sequences_max, core->context_max,
+                          &group->ledger) != MLA_OK) {
+        group->doomed = "no memory for the ledger";
+        return;
+    }
+    group->epoch = ++core->epoch;
+    group->plan = options->plan;
+    group->plan.ranks = group->ranks;
+    group->plan.pad_to_bucket =
+        options->pad_to_bucket || (group->join.flags & MLA_WORKER_GRAPHS) != 0;
+    group->state = GROUP_ADOPTED;
+
+    struct mla_worker_message *message = &core->outgoing;
+    *message = (struct mla_worker_message){.header = {.type = MLA_ADOPT, .epoch = group->epoch}};
+    message->u.adopt = (struct mla_adopt){.epoch = group->epoch,
+                                          .kv_blocks = group->kv_blocks,
+                                          .sequences = options->sequences_max,
+                                          .context_max = core->context_max,
+                                          .steps = options->steps_open_max,
+                                          .step_tokens_max = options->step_tokens_max,
+                                          .prefill_tokens_max = options->plan.prefill_tokens_max,
+                                          .credits = options->credits,
+                                          .heartbeat_ms = options->heartbeat_ms,
+                                          .bucket_count = options->plan.bucket_count};
+    memcpy(message->u.adopt.buckets, options->plan.buckets, sizeof message->u.adopt.buckets);
+    size_t bytes = 0;
+    enum mla_status status =
+        mla_worker_message_encode(message, core->frame, sizeof core->frame, &bytes);
+    assert(status == MLA_OK);
+    (void)status;
+    for (uint32_t rank = 0; rank < group->ranks; rank++)
+        group_send(core, index, rank, core->frame, bytes, NULL, 0, 0);
+}
+
+static void refuse(struct mla_core *core, const struct mla_peer *peer, const struct mla_join *join,
+                   const char *why)
+{
+    fprintf(stderr, "rank %u of group %u is refused: %s\n", join->rank, join->group, why);
+    send_shutdown(core, peer, 0);
+}
+
+static void join(struct mla_core *core, const struct mla_peer *peer)
+{
+    const struct mla_join *join = &core->incoming.u.join;
+    if (join->group >= core->options.groups) {
+        refuse(core, peer, join, "there are fewer groups");
+        return;
+    }
+    struct group *group = &core->groups[join->group];
+    if (group->state != GROUP_EMPTY && group->job != join->job)
+        group_lose(core, join->group, "another job joined in its place");
+    if (core->model_known && !agrees(join, &core->model)) {
+        refuse(core, peer, join, "it serves another model or other layers than the service");
+        return;
+    }
+    if (group->state == GROUP_EMPTY) {
+        group->state = GROUP_JOINING;
+        group->job = join->job;
+        group->ranks = join->ranks;
+        group->join = *join;
+    }
+    if (group->state != GROUP_JOINING || join->ranks != group->ranks ||
+        (group->joined_set >> join->rank & 1) || !agrees(join, &group->join)) {
+        refuse(core, peer, join, "it disagrees with the ranks that joined before it");
+        return;
+    }
+    if (group->join.kv_blocks_max == 0 ||
+        (join->kv_blocks_max > 0 && join->kv_blocks_max < group->join.kv_blocks_max))
+        group->join.kv_blocks_max = join->kv_blocks_max;
+    group->peers[join->rank] = *peer;
+    group->heard_ns[join->rank] = core->effects.now_ns(core->effects.context);
+    core->worker_fds[peer->fd].owner = join->group * MLA_RANKS_MAX + join->rank;
+    group->joined_set |= 1ull << join->rank;
+    if (++group->joined == group->ranks)
+        adopt(core, join->group);
+}
+
+static void ready(struct mla_core *core, uint32_t index, uint32_t rank)
+{
+    struct group *group = &core->groups[index];
+    if (group->state != GROUP_ADOPTED || (group->ready_set >> rank & 1))
+        return;
+    group->ready_set |= 1ull << rank;
+    if (++group->ready == group->ranks) {
+        group->state = GROUP_READY;
+        fprintf(stderr, "group %u is ready: %u ranks, %u blocks, epoch %llu\n", index, group->ranks,
+                group->kv_blocks, (unsigned long long)group->epoch);
+    }
+}
+
+/* A message of a rank that joined. */
+static void handle(struct mla_core *core, uint32_t index, uint32_t rank, struct mla_blob *payload)
+{
+    struct group *group = &core->groups[index];
+    const struct mla_worker_message *message = &core->incoming;
+    group->heard_ns[rank] = core->effects.now_ns(core->effects.context);
+    switch (message->header.type) {
+    case MLA_READY:
+        ready(core, index, rank);
+        break;
+    case MLA_DONE:
+        if (!work_done(core, index, rank, &message->u.done, payload))
+            group->doomed = "a worker's result is not what it was asked for";
+        break;
+    case MLA_FAILED:
+        group->doomed = mla_status_sentence((enum mla_status)message->u.failed.status);
+        break;
+    default:
+        group->doomed = "a worker sent what only a coordinator sends";
+    }
+}
+
+/* Heartbeats come over a connection of their own. */
+static void heartbeat(struct mla_core *core)
+{
+    const struct mla_heartbeat *beat = &core->incoming.u.heartbeat;
+    if (beat->group >= core->options.groups || beat->rank >= MLA_RANKS_MAX)
+        return;
+    struct group *group = &core->groups[beat->group];
+    if (core->incoming.header.epoch == group->epoch)
+        group->heard_ns[beat->rank] = core->effects.now_ns(core->effects.context);
+}
+
+void mla_core_worker_message(struct mla_core *core, const struct mla_incoming *incoming)
+{
+    struct mla_blob *payload = incoming->payload;
+    const struct mla_peer *peer = &incoming->peer;
+    enum mla_status status =
+        mla_worker_message_decode(incoming->head, incoming->head_bytes, &core->incoming);
+    const struct mla_header *header = &core->incoming.header;
+    if (peer->fd < 0 || peer->fd >= (int)FDS_MAX || status != MLA_OK || incoming->frames > 2 ||
+        (payload ? payload->bytes : 0) != header->payload_bytes) {
+        fprintf(stderr, "a worker's message is refused: %s\n", mla_status_name(status));
+        mla_blob_drop(payload);
+        return;
+    }
+    struct connection *connection = &core->worker_fds[peer->fd];
+    if (connection->owner != NONE) {
+        uint32_t owner = connection->owner;
+        const struct group *group = &core->groups[owner / MLA_RANKS_MAX];
+        if (!same_peer(&group->peers[owner % MLA_RANKS_MAX], peer)) {
+            connection->stale++;
+            group_lose(core, owner / MLA_RANKS_MAX, "a worker's connection ended");
+        }
+    }
+    if (header->type == MLA_JOIN)
+        join(core, peer);
+    else if (header->type == MLA_HEARTBEAT)
+        heartbeat(core);
+    else if (connection->owner != NONE &&
+             header->epoch == core->groups[connection->owner / MLA_RANKS_MAX].epoch)
+        handle(core, connection->owner / MLA_RANKS_MAX, connection->owner % MLA_RANKS_MAX, payload);
+    mla_blob_drop(payload);
+    settle(core);
+}
+
+void mla_core_worker_gone(struct mla_core *core, int fd)
+{
+    if (fd < 0 || fd >= (int)FDS_MAX)
+        return;
+    struct connection *connection = &core->worker_fds[fd];
+    if (connection->stale > 0)
+        connection->stale--;
+    else if (connection->owner != NONE)
+        group_lose(core, connection->owner / MLA_RANKS_MAX, "a worker's connection ended");
+    settle(core);
+}
+
+void mla_core_tick(struct mla_core *core)
+{
+    uint64_t now_ns = core->effects.now_ns(core->effects.context);
+    for (uint32_t i = 0; i < core->options.groups; i++) {
+        struct group *group = &core->groups[i];
+        if (group->state != GROUP_READY)
+            continue;
+        for (uint32_t rank = 0; rank < group->ranks; rank++)
+            if (now_ns > group->heard_ns[rank] &&
+                now_ns - group->heard_ns[rank] >
+                    (uint64_t)core->options.heartbeat_timeout_ms * 1000000u)
+                group->doomed = "a worker's heartbeat stopped";
+    }
+    settle(core);
+}
+
+void mla_core_shutdown(struct mla_core *core)
+{
+    for (uint32_t i = 0; i < core->options.groups; i++)
+        if (core->groups[i].state != GROUP_EMPTY)
+            group_lose(core, i, "the service ends");
+}

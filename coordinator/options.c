@@ -1,0 +1,148 @@
+#include "coordinator/options.h"
+
+#include "proto/parse.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char help[] =
+    "usage: mla-coordinator [options]\n"
+    "\n"
+    "Takes requests from clients and has them worked on by groups of mla-worker ranks.\n"
+    "Prints 'bound ENDPOINT' when workers may connect and 'ready ENDPOINT' when clients may.\n"
+    "\n"
+    "  --endpoint E            for clients (tcp://127.0.0.1:5755)\n"
+    "  --workers E             for workers (tcp://127.0.0.1:5756)\n"
+    "  --groups N              groups of workers to wait for (1)\n"
+    "  --decode-tokens-max N   a sequence with at most N new tokens is decode (1)\n"
+    "  --prefill-tokens-max N  tokens of one prefill microbatch (512)\n"
+    "  --buckets LIST          decode sizes; the last bounds a decode microbatch\n"
+    "                          (1,2,4,8,16,32,64,96,128,192,256)\n"
+    "  --pad-decode            pad decode microbatches to a bucket, also without CUDA graphs\n"
+    "  --kv-blocks N           KV blocks of 64 tokens in each group (what the workers offer)\n"
+    "  --kv-memory BYTES       the same as memory of each rank; K, M, G, T are understood\n"
+    "  --context-max N         tokens of one sequence (the model's)\n"
+    "  --sequences-max N       sequences of one group (1024)\n"
+    "  --steps-open-max N      steps open at a time (16)\n"
+    "  --step-tokens-max N     new tokens of one step (8192)\n"
+    "  --runs-queued-max N     RUN requests of one client in flight; beyond is BUSY (64)\n"
+    "  --credits N             microbatches in flight to one group (8)\n"
+    "  --payload-memory BYTES  bound on payloads held; beyond is BUSY (2G)\n"
+    "  --heartbeat-ms N        workers send a heartbeat so often (500)\n"
+    "  --heartbeat-timeout-ms N  a group without one for so long is lost (10000)\n"
+    "\n"
+    "exit codes: 0 ended by SIGTERM or SIGINT, 2 wrong option, 5 endpoint invalid or in use,\n"
+    "6 out of memory, 1 anything else\n";
+
+enum option_id {
+    OPTION_ENDPOINT = 256,
+    OPTION_WORKERS,
+    OPTION_BUCKETS,
+    OPTION_PAD,
+    OPTION_KV_MEMORY,
+    OPTION_PAYLOAD_MEMORY,
+    OPTION_HELP,
+    OPTION_NUMBER, /* the first of those in `numbers` */
+};
+
+/* Ranges are mla_core_options_check's to say. */
+static bool set_number(struct mla_core_options *core, int number, const char *text)
+{
+    uint32_t *const fields[] = {
+        &core->groups,
+        &core->plan.decode_tokens_max,
+        &core->plan.prefill_tokens_max,
+        &core->kv_blocks,
+        &core->context_max,
+        &core->sequences_max,
+        &core->steps_open_max,
+        &core->step_tokens_max,
+        &core->runs_queued_max,
+        &core->credits,
+        &core->heartbeat_ms,
+        &core->heartbeat_timeout_ms,
+    };
+    uint64_t value = 0;
+    if (!mla_parse_number(text, 0, UINT32_MAX, &value))
+        return false;
+    *fields[number] = (uint32_t)value;
+    return true;
+}
+
+static const struct option options[] = {
+    {"endpoint", required_argument, NULL, OPTION_ENDPOINT},
+    {"workers", required_argument, NULL, OPTION_WORKERS},
+    {"buckets", required_argument, NULL, OPTION_BUCKETS},
+    {"pad-decode", no_argument, NULL, OPTION_PAD},
+    {"kv-memory", required_argument, NULL, OPTION_KV_MEMORY},
+    {"payload-memory", required_argument, NULL, OPTION_PAYLOAD_MEMORY},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {"groups", required_argument, NULL, OPTION_NUMBER},
+    {"decode-tokens-max", required_argument, NULL, OPTION_NUMBER + 1},
+    {"prefill-tokens-max", required_argument, NULL, OPTION_NUMBER + 2},
+    {"kv-blocks", required_argument, NULL, OPTION_NUMBER + 3},
+    {"context-max", required_argument, NULL, OPTION_NUMBER + 4},
+    {"sequences-max", required_argument, NULL, OPTION_NUMBER + 5},
+    {"steps-open-max", required_argument, NULL, OPTION_NUMBER + 6},
+    {"step-tokens-max", required_argument, NULL, OPTION_NUMBER + 7},
+    {"runs-queued-max", required_argument, NULL, OPTION_NUMBER + 8},
+    {"credits", required_argument, NULL, OPTION_NUMBER + 9},
+    {"heartbeat-ms", required_argument, NULL, OPTION_NUMBER + 10},
+    {"heartbeat-timeout-ms", required_argument, NULL, OPTION_NUMBER + 11},
+    {0},
+};
+
+static bool set(struct mla_server_options *out, int id, const char *text)
+{
+    struct mla_plan_options *plan = &out->core.plan;
+    switch (id) {
+    case OPTION_ENDPOINT:
+        out->endpoint = text;
+        return strlen(text) < MLA_ENDPOINT_BYTES_MAX;
+    case OPTION_WORKERS:
+        out->workers = text;
+        return strlen(text) < MLA_ENDPOINT_BYTES_MAX;
+    case OPTION_BUCKETS:
+        return mla_parse_list(text, MLA_DECODE_BUCKETS_MAX, plan->buckets, &plan->bucket_count);
+    case OPTION_PAD:
+        out->core.pad_to_bucket = true;
+        return true;
+    case OPTION_KV_MEMORY:
+        return mla_parse_bytes(text, &out->core.kv_memory_bytes) && out->core.kv_memory_bytes > 0;
+    case OPTION_PAYLOAD_MEMORY:
+        return mla_parse_bytes(text, &out->core.payload_bytes_max);
+    default:
+        return set_number(&out->core, id - OPTION_NUMBER, text);
+    }
+}
+
+enum mla_status mla_coordinator_options_parse(int argc, char **argv, struct mla_server_options *out)
+{
+    *out = (struct mla_server_options){.endpoint = "tcp://127.0.0.1:5755",
+                                       .workers = "tcp://127.0.0.1:5756"};
+    mla_core_options_default(&out->core);
+    int id = 0;
+    int at = 0;
+    while ((id = getopt_long(argc, argv, "", options, &at)) != -1) {
+        if (id == '?')
+            return MLA_OPTION; /* getopt said which */
+        if (id == OPTION_HELP) {
+            fputs(help, stdout);
+            return MLA_AGAIN;
+        }
+        if (!set(out, id, optarg)) {
+            fprintf(stderr, "--%s: '%s' is not a value it takes\n", options[at].name, optarg);
+            return MLA_OPTION;
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "'%s' is no option\n", argv[optind]);
+        return MLA_OPTION;
+    }
+    char why[MLA_SENTENCE_BYTES_MAX];
+    enum mla_status status = mla_core_options_check(&out->core, why);
+    if (status != MLA_OK)
+        fprintf(stderr, "%s\n", why);
+    return status;
+}

@@ -1,0 +1,126 @@
+#include "coordinator/server.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64 };
+
+struct server {
+    struct mla_channel_context *context;
+    struct mla_channel *clients, *workers;
+    struct mla_core *core;
+    bool announced;
+};
+
+static volatile sig_atomic_t stopped;
+
+static void stop(int signal_number)
+{
+    (void)signal_number;
+    stopped = 1;
+}
+
+static enum mla_status send_client(void *context, const struct mla_peer *peer, const void *head,
+                                   size_t head_bytes, struct mla_blob *payload, size_t offset,
+                                   size_t bytes)
+{
+    const struct server *server = context;
+    return mla_channel_send(server->clients, peer, head, head_bytes, payload, offset, bytes);
+}
+
+static enum mla_status send_worker(void *context, const struct mla_peer *peer, const void *head,
+                                   size_t head_bytes, struct mla_blob *payload, size_t offset,
+                                   size_t bytes)
+{
+    const struct server *server = context;
+    return mla_channel_send(server->workers, peer, head, head_bytes, payload, offset, bytes);
+}
+
+static uint64_t now_ns(void *context)
+{
+    (void)context;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Messages before ends: what a peer sent before it went still counts. */
+static void turn(struct server *server)
+{
+    struct mla_incoming incoming;
+    int fd = -1;
+    for (int i = 0; i < EVENTS_A_TURN && mla_channel_receive(server->workers, &incoming) == MLA_OK;
+         i++)
+        mla_core_worker_message(server->core, &incoming);
+    while (mla_channel_gone(server->workers, &fd) == MLA_OK)
+        mla_core_worker_gone(server->core, fd);
+    for (int i = 0; i < EVENTS_A_TURN && mla_channel_receive(server->clients, &incoming) == MLA_OK;
+         i++)
+        mla_core_client_message(server->core, &incoming);
+    while (mla_channel_gone(server->clients, &fd) == MLA_OK)
+        mla_core_client_gone(server->core, fd);
+}
+
+static void serve(struct server *server, const struct mla_core_options *options)
+{
+    uint64_t tick_ns = (uint64_t)options->heartbeat_ms * 1000000u;
+    uint64_t next_tick_ns = now_ns(NULL) + tick_ns;
+    struct mla_channel *const channels[] = {server->workers, server->clients};
+    while (!stopped) {
+        if (mla_channel_wait(channels, 2, (int)options->heartbeat_ms) != MLA_OK)
+            break;
+        turn(server);
+        if (now_ns(NULL) >= next_tick_ns) {
+            mla_core_tick(server->core);
+            next_tick_ns = now_ns(NULL) + tick_ns;
+        }
+        if (!server->announced && mla_core_groups_ready(server->core) == options->groups) {
+            server->announced = true;
+            printf("ready %s\n", mla_channel_endpoint(server->clients));
+            fflush(stdout);
+        }
+    }
+}
+
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = stop};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+}
+
+enum mla_status mla_server_run(const struct mla_server_options *options)
+{
+    struct server server = {0};
+    struct mla_core_effects effects = {.context = &server,
+                                       .send_client = send_client,
+                                       .send_worker = send_worker,
+                                       .now_ns = now_ns};
+    struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
+                                         .frame_bytes_max = options->core.payload_bytes_max / 2};
+    catch_signals();
+    umask(0077); /* ipc endpoints are for this user alone */
+    enum mla_status status = mla_core_create(&options->core, &effects, &server.core);
+    if (status == MLA_OK)
+        status = mla_channel_context_create(&server.context);
+    if (status == MLA_OK)
+        status = mla_channel_bind(server.context, options->workers, &limits, &server.workers);
+    if (status == MLA_OK)
+        status = mla_channel_bind(server.context, options->endpoint, &limits, &server.clients);
+    if (status == MLA_OK) {
+        printf("bound %s\n", mla_channel_endpoint(server.workers));
+        fflush(stdout);
+        serve(&server, &options->core);
+        mla_core_shutdown(server.core);
+    }
+    /* The core lets go of received frames before their sockets end. */
+    mla_core_destroy(&server.core);
+    mla_channel_destroy(&server.clients);
+    mla_channel_destroy(&server.workers);
+    mla_channel_context_destroy(&server.context);
+    return status;
+}

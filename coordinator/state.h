@@ -1,0 +1,226 @@
+/* The state behind core.h, shared by the files that work on it. All of it is allocated by
+ * mla_core_create; entities refer to each other by index. */
+#ifndef MLA_COORDINATOR_STATE_H
+#define MLA_COORDINATOR_STATE_H
+
+#include "coordinator/core.h"
+#include "coordinator/ledger.h"
+#include "proto/worker_message.h"
+
+#define NONE     UINT32_MAX
+#define RUNS_MAX 4096u  /* RUN requests in flight, all clients together */
+#define FDS_MAX  65536u /* connections are found by their descriptor */
+
+/* A connected client. */
+struct session {
+    bool used;
+    bool doomed;  /* could not be sent to: is ended when the event has been handled */
+    bool closing; /* its connection ended; it lives on until its RUNs have come back */
+    struct mla_peer peer;
+    uint32_t runs, steps;         /* in flight, open */
+    uint32_t sequence_first;      /* list of its sequences */
+    uint32_t run_first, run_last; /* queue of runs with microbatches left to dispatch */
+};
+
+struct sequence {
+    uint64_t id;
+    uint32_t session, group, table;
+    uint32_t step;           /* the open step it is in, or NONE */
+    uint32_t opened;         /* tokens of that step */
+    bool lost;               /* its group died; group and table mean nothing */
+    uint64_t stamp;          /* of the request that touched it last: finds repetitions */
+    uint32_t chain;          /* next in the hash bucket, or in the free list */
+    uint32_t previous, next; /* in the session's list */
+};
+
+/* An open step. plans[g] has microbatches where group g takes part. */
+struct step {
+    bool used;
+    bool lost;
+    uint64_t id;     /* the client's */
+    uint64_t number; /* ours, never used twice */
+    uint32_t session, rows, runs;
+    uint32_t microbatches; /* over all groups */
+    uint32_t count;
+    uint32_t *sequences;    /* [MLA_STEP_SEQUENCES_MAX] */
+    struct mla_plan *plans; /* [groups] */
+};
+
+/* A RUN request. */
+struct run {
+    bool used;
+    bool answered; /* failed or cancelled; only waits for what is still out */
+    bool direct;   /* the one result is the reply */
+    uint32_t session, step, layer;
+    uint64_t request_id;
+    enum mla_dtype dtype, reply_dtype;
+    struct mla_blob *input, *output;
+    uint64_t received_ns, dispatched_ns, done_ns;
+    uint64_t compute_ns, collective_ns;
+    uint32_t waiting, out;     /* microbatches to dispatch, at work */
+    uint32_t next;             /* in the session's queue, or in the free list */
+    uint32_t *next_microbatch; /* [groups] */
+};
+
+/* A microbatch of a run that is at work in a group. */
+struct work {
+    uint64_t number;
+    uint32_t run, microbatch;
+    uint32_t ranks_left;
+    uint64_t rank_done;                 /* bit per rank */
+    uint64_t compute_ns, collective_ns; /* of the slowest rank */
+};
+
+enum group_state { GROUP_EMPTY, GROUP_JOINING, GROUP_ADOPTED, GROUP_READY };
+
+struct group {
+    enum group_state state;
+    const char *doomed; /* why it is lost when the event has been handled, or NULL */
+    uint64_t job, epoch;
+    uint32_t ranks, joined, ready;
+    uint64_t joined_set, ready_set; /* bit per rank */
+    struct mla_peer peers[MLA_RANKS_MAX];
+    uint64_t heard_ns[MLA_RANKS_MAX];
+    struct mla_join join; /* of the first rank; the others must agree */
+    uint32_t kv_blocks;
+    struct mla_plan_options plan;
+    struct mla_ledger *ledger;
+    uint64_t next_work;
+    uint32_t works_out;
+    struct work *works; /* ring of `credits` */
+    uint32_t turn;      /* session to look at first */
+};
+
+/* What a descriptor stands for. A descriptor can be used again before the end of its last
+ * connection is told: `stale` counts the ends that are still to come. */
+struct connection {
+    uint32_t owner; /* session index, or group * MLA_RANKS_MAX + rank; NONE */
+    uint32_t stale;
+};
+
+/* What OPEN did to one sequence so far, to be undone when a later one fails. */
+struct opening {
+    uint32_t sequence;
+    bool created, placed; /* the sequence; its place in a group */
+    bool was_lost;
+    struct mla_plan_copy copy;
+};
+
+struct mla_core {
+    struct mla_core_options options;
+    struct mla_core_effects effects;
+    struct mla_blob_pool *pool;
+    uint64_t epoch; /* newest */
+    uint64_t next_step, next_stamp;
+    size_t input_bytes; /* payloads of clients held */
+    struct mla_stats stats;
+
+    bool model_known;
+    struct mla_join model; /* dims and layers of the service */
+    uint32_t context_max, blocks_context_max;
+
+    struct session sessions[MLA_CLIENTS_MAX];
+    uint32_t sequence_capacity, sequence_free, sequence_buckets;
+    struct sequence *sequences;
+    uint32_t *sequence_heads;
+    struct step steps[MLA_STEPS_OPEN_MAX];
+    struct run *runs;
+    uint32_t run_free;
+    struct group groups[MLA_GROUPS_MAX];
+    struct connection *client_fds, *worker_fds; /* [FDS_MAX] */
+
+    struct mla_message request, reply;
+    struct mla_worker_message incoming, outgoing;
+    uint8_t frame[MLA_MESSAGE_BYTES_MAX];
+    /* Scratch of OPEN, [MLA_STEP_SEQUENCES_MAX] each. */
+    struct opening *openings;
+    struct mla_plan_sequence *plan_sequences;
+    struct mla_plan_table *plan_tables;
+    struct mla_plan_copy *plan_copies;
+    uint32_t *plan_blocks; /* [MLA_PLAN_BLOCKS_MAX] */
+    uint8_t *plan_frame;
+    size_t plan_frame_bytes;
+};
+
+/* ---- session.c: clients and replies */
+
+/* Error replies carry a sentence; it is formatted here. */
+struct failure {
+    enum mla_status status;
+    uint32_t index;
+    char sentence[MLA_SENTENCE_BYTES_MAX];
+};
+enum mla_status fail_with(struct failure *failure, enum mla_status status, uint32_t index,
+                          const char *format, ...) __attribute__((format(printf, 4, 5)));
+
+/* Sends core->reply, whose body is set, as the answer to a request of this type and id. A client
+ * that can't be sent to is doomed. */
+void session_reply(struct mla_core *core, uint32_t session, uint16_t type, uint64_t request_id,
+                   struct mla_blob *payload, size_t offset, size_t bytes);
+void session_reply_failure(struct mla_core *core, uint32_t session, uint16_t type,
+                           uint64_t request_id, const struct failure *failure);
+/* Its steps are aborted and its sequences freed, as soon as its RUNs have come back. */
+void session_end(struct mla_core *core, uint32_t session);
+/* Called when a run or step of a closing session ended. */
+void session_settle(struct mla_core *core, uint32_t session);
+enum mla_status hello(struct mla_core *core, struct failure *failure);
+
+/* ---- sequences.c: the clients' sequence ids; FORK, TRUNCATE, FREE */
+
+uint32_t sequence_find(const struct mla_core *core, uint32_t session, uint64_t id);
+/* NONE when the table is full. */
+uint32_t sequence_add(struct mla_core *core, uint32_t session, uint64_t id);
+/* Gives its blocks back too. */
+void sequence_remove(struct mla_core *core, uint32_t sequence);
+enum mla_status sequences_fork(struct mla_core *core, uint32_t session, struct failure *failure);
+enum mla_status sequences_truncate(struct mla_core *core, uint32_t session,
+                                   struct failure *failure);
+enum mla_status sequences_free(struct mla_core *core, uint32_t session, struct failure *failure);
+
+/* ---- steps.c: OPEN and CLOSE */
+
+enum mla_status step_open(struct mla_core *core, uint32_t session, struct failure *failure);
+enum mla_status step_close(struct mla_core *core, uint32_t session, struct failure *failure);
+uint32_t step_find(const struct mla_core *core, uint32_t session, uint64_t id);
+void step_end(struct mla_core *core, uint32_t step, enum mla_close_action action);
+
+/* ---- dispatch.c: RUN, from request to reply */
+
+/* Takes core->request; *payload is taken (set to NULL) when the run is queued. */
+enum mla_status run_queue(struct mla_core *core, uint32_t session, uint64_t received_ns,
+                          struct mla_blob **payload, struct failure *failure);
+/* Gives the groups work as far as their credits go. */
+void dispatch(struct mla_core *core);
+/* A rank's rows. False when it is not what was asked for. */
+bool work_done(struct mla_core *core, uint32_t group, uint32_t rank, const struct mla_done *done,
+               struct mla_blob *payload);
+/* Answers with an error (unless cancelled) and forgets what waits. */
+void run_fail(struct mla_core *core, uint32_t run, enum mla_status status, const char *sentence);
+void runs_cancel(struct mla_core *core, uint32_t session);
+/* The group's microbatches at work will never come back. */
+void works_lose(struct mla_core *core, uint32_t group);
+
+/* ---- groups.c: workers */
+
+void group_lose(struct mla_core *core, uint32_t group, const char *why);
+/* The ready group with the most free blocks, or NONE. */
+uint32_t group_choose(const struct mla_core *core);
+/* To one rank. A group that can't be sent to is doomed. */
+void group_send(struct mla_core *core, uint32_t group, uint32_t rank, const void *head,
+                size_t bytes, struct mla_blob *payload, size_t offset, size_t payload_bytes);
+/* Ends what is doomed and gives out work, until nothing is left to do. Called last by every
+ * event. */
+void settle(struct mla_core *core);
+uint32_t blocks_free(const struct mla_core *core); /* over all ready groups */
+
+static inline size_t row_bytes(const struct mla_core *core, enum mla_dtype dtype)
+{
+    return core->model.dims.hidden * mla_dtype_bytes(dtype);
+}
+
+static inline bool same_peer(const struct mla_peer *a, const struct mla_peer *b)
+{
+    return a->size == b->size && memcmp(a->id, b->id, a->size) == 0;
+}
+
+#endif

@@ -1,0 +1,37 @@
+/* mla-bench replay inside. */
+#ifndef MLA_TESTS_BENCH_REPLAY_H
+#define MLA_TESTS_BENCH_REPLAY_H
+
+#include "proto/client.h"
+#include "tests/bench/run_parts.h"
+#include "tests/bench/scheduler.h"
+
+#include <stdint.h>
+
+struct mla_replay_options {
+    const char *trace, *endpoint, *json;
+    uint32_t layers, concurrency, limit, prefill_budget;
+};
+
+struct mla_replay {
+    struct mla_replay_options options;
+    struct mla_request *requests;
+    struct mla_scheduler scheduler;
+    struct mla_client *client;
+    const struct mla_hello_reply *info;
+    uint16_t *x, *y; /* bf16: x has some rows more than the largest step, so that steps differ */
+    struct mla_open_reply opened; /* the step that is open */
+    double started_s, ended_s;
+    uint64_t steps, decode_steps, steps_lost;
+    uint64_t decode_rows;          /* over the decode-only steps */
+    uint32_t decode_rows_max;      /* of one of them */
+    struct mla_run_parts decode;   /* RUNs of decode-only steps */
+    struct mla_run_parts prefill;  /* RUNs of steps with prefill */
+    struct mla_series open, close; /* microseconds of the calls */
+};
+
+/* The result on stdout and, where options.json names a file, there. Sorts the samples.
+ * MLA_SYSTEM, MLA_MEMORY, both logged. */
+enum mla_status mla_replay_report(struct mla_replay *replay);
+
+#endif

@@ -1,0 +1,36 @@
+# shellcheck shell=bash
+# What the drivers share: a folder for each run, and what must hold at its end. To be sourced.
+# shellcheck source=deploy/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../../deploy/lib.sh"
+
+dir=$(mktemp -d "${TMPDIR:-/tmp}/mla-test.XXXXXX")
+
+finish() {
+    local code=$?
+    mla_stop || true
+    if ((code)); then
+        tail -n 30 "$dir"/*.log 2>/dev/null || true
+    fi
+    rm -rf "$dir"
+    exit "$code"
+}
+trap finish EXIT
+trap 'exit 1' INT TERM
+
+# mla_case_model CASE: the folder of its synthetic checkpoint, beside the programs.
+mla_case_model() {
+    local case_dir=$mla_root/tests/golden/$1 models layers
+    models=$(dirname "$mla_bin")/models
+    layers=$(tr -d ' \n' <"$case_dir/case.json" | sed 's/.*"layers":\[\([0-9,]*\)\].*/\1/')
+    mla_model "$case_dir/config.json" "$layers" "$models/$1" >&2
+    echo "$models/$1"
+}
+
+# Every process of a run has its folder's name among its arguments. Sanitizers report to the logs.
+mla_nothing_left() {
+    local left
+    left=$(grep -alF -f <(echo "$dir") /proc/[0-9]*/cmdline 2>/dev/null || true)
+    [[ -z $left ]] || mla_fail 1 "still running: $left"
+    ! grep -hE 'ERROR: [A-Za-z]*Sanitizer|runtime error:' "$dir"/*.log ||
+        mla_fail 1 "a sanitizer reported an error"
+}

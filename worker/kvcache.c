@@ -1,0 +1,109 @@
+#include "worker/kvcache.h"
+
+#include <stdlib.h>
+
+size_t mla_kvcache_block_bytes(const struct mla_config *config, enum mla_dtype dtype)
+{
+    return (size_t)MLA_BLOCK_TOKENS * (config->latent + config->rope) * mla_dtype_bytes(dtype);
+}
+
+enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *backend,
+                                 const struct mla_config *config, enum mla_dtype dtype,
+                                 uint32_t layer_count, uint32_t blocks, uint32_t sequences,
+                                 uint32_t context_max)
+{
+    uint32_t stride = (context_max + MLA_BLOCK_TOKENS - 1) / MLA_BLOCK_TOKENS;
+    size_t entries = (size_t)sequences * stride;
+    void *tables = NULL;
+    *cache = (struct mla_kvcache){.backend = backend,
+                                  .layer_count = layer_count,
+                                  .blocks = blocks,
+                                  .sequences = sequences,
+                                  .table_stride = stride,
+                                  .dtype = dtype,
+                                  .latent = config->latent,
+                                  .rope = config->rope};
+    cache->host_tables = calloc(entries, sizeof *cache->host_tables);
+    cache->copy_src = calloc(2 * MLA_STEP_SEQUENCES_MAX, sizeof *cache->copy_src);
+    enum mla_status status = cache->host_tables && cache->copy_src ? MLA_OK : MLA_MEMORY;
+    if (status == MLA_OK) {
+        cache->copy_dst = cache->copy_src + MLA_STEP_SEQUENCES_MAX;
+        status = backend->ops->alloc(backend, entries * sizeof *cache->tables, &tables);
+        cache->tables = tables;
+    }
+    for (uint32_t i = 0; status == MLA_OK && i < layer_count; i++)
+        status = backend->ops->alloc(backend, blocks * mla_kvcache_block_bytes(config, dtype),
+                                     &cache->pools[i]);
+    if (status != MLA_OK)
+        mla_kvcache_fini(cache);
+    return status;
+}
+
+void mla_kvcache_fini(struct mla_kvcache *cache)
+{
+    struct mla_backend *backend = cache->backend;
+    for (uint32_t i = 0; i < cache->layer_count; i++)
+        backend->ops->free(backend, cache->pools[i]);
+    if (cache->tables)
+        backend->ops->free(backend, cache->tables);
+    free(cache->host_tables);
+    free(cache->copy_src);
+    *cache = (struct mla_kvcache){0};
+}
+
+static bool plan_fits(const struct mla_kvcache *cache, const struct mla_plan_message *plan)
+{
+    for (uint32_t i = 0; i < plan->table_count; i++) {
+        struct mla_plan_table change = mla_plan_table_at(plan, i);
+        if (change.table >= cache->sequences || change.first > cache->table_stride ||
+            change.count > cache->table_stride - change.first)
+            return false;
+    }
+    for (uint32_t i = 0; i < plan->block_count; i++)
+        if (mla_plan_block_at(plan, i) >= cache->blocks)
+            return false;
+    for (uint32_t i = 0; i < plan->copy_count; i++) {
+        struct mla_plan_copy copy = mla_plan_copy_at(plan, i);
+        if (copy.src >= cache->blocks || copy.dst >= cache->blocks)
+            return false;
+    }
+    return plan->copy_count <= MLA_STEP_SEQUENCES_MAX;
+}
+
+static enum mla_status copy_blocks(struct mla_kvcache *cache, const struct mla_plan_message *plan)
+{
+    for (uint32_t i = 0; i < plan->copy_count; i++) {
+        struct mla_plan_copy copy = mla_plan_copy_at(plan, i);
+        cache->copy_src[i] = (int32_t)copy.src;
+        cache->copy_dst[i] = (int32_t)copy.dst;
+    }
+    enum mla_status status = MLA_OK;
+    for (uint32_t layer = 0; status == MLA_OK && layer < cache->layer_count; layer++) {
+        struct mla_kv_copy copy = {.pool = mla_kvcache_pool(cache, layer),
+                                   .count = plan->copy_count,
+                                   .src = cache->copy_src,
+                                   .dst = cache->copy_dst};
+        status = cache->backend->ops->kv_copy(cache->backend, &copy);
+    }
+    return status;
+}
+
+enum mla_status mla_kvcache_apply(struct mla_kvcache *cache, const struct mla_plan_message *plan)
+{
+    if (!plan_fits(cache, plan))
+        return MLA_MALFORMED;
+    struct mla_backend *backend = cache->backend;
+    enum mla_status status = MLA_OK;
+    uint32_t block = 0;
+    for (uint32_t i = 0; status == MLA_OK && i < plan->table_count; i++) {
+        struct mla_plan_table change = mla_plan_table_at(plan, i);
+        size_t at = (size_t)change.table * cache->table_stride + change.first;
+        for (uint32_t k = 0; k < change.count; k++)
+            cache->host_tables[at + k] = (int32_t)mla_plan_block_at(plan, block++);
+        status = backend->ops->upload(backend, cache->tables + at, cache->host_tables + at,
+                                      change.count * sizeof *cache->tables);
+    }
+    if (status == MLA_OK && plan->copy_count > 0)
+        status = copy_blocks(cache, plan);
+    return status;
+}

@@ -1,0 +1,44 @@
+/* The latent KV cache of one rank: a pool of pages per layer, and one block table per sequence,
+ * both in the backend's memory. The coordinator's ledger says what is in them. */
+#ifndef MLA_WORKER_KVCACHE_H
+#define MLA_WORKER_KVCACHE_H
+
+#include "kernels/backend.h"
+#include "proto/limits.h"
+#include "proto/worker_message.h"
+#include "worker/config.h"
+
+struct mla_kvcache {
+    struct mla_backend *backend;
+    uint32_t layer_count, blocks, sequences, table_stride;
+    enum mla_dtype dtype;
+    uint32_t latent, rope;
+    void *pools[MLA_LAYERS_MAX];
+    int32_t *tables;              /* [sequences, table_stride], the backend's */
+    int32_t *host_tables;         /* the same, for building plans */
+    int32_t *copy_src, *copy_dst; /* [MLA_STEP_SEQUENCES_MAX], host */
+};
+
+/* Bytes of one block in one layer. */
+size_t mla_kvcache_block_bytes(const struct mla_config *config, enum mla_dtype dtype);
+
+/* MLA_MEMORY. */
+enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *backend,
+                                 const struct mla_config *config, enum mla_dtype dtype,
+                                 uint32_t layer_count, uint32_t blocks, uint32_t sequences,
+                                 uint32_t context_max);
+void mla_kvcache_fini(struct mla_kvcache *cache);
+
+/* Applies a plan's block-table changes and block copies. MLA_MALFORMED for ids out of range
+ * (nothing was applied), or a device failure. */
+enum mla_status mla_kvcache_apply(struct mla_kvcache *cache, const struct mla_plan_message *plan);
+
+static inline struct mla_kv_pool mla_kvcache_pool(const struct mla_kvcache *cache, uint32_t layer)
+{
+    return (struct mla_kv_pool){.rows = cache->pools[layer],
+                                .dtype = cache->dtype,
+                                .latent = cache->latent,
+                                .rope = cache->rope};
+}
+
+#endif

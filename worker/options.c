@@ -1,0 +1,158 @@
+#include "worker/options.h"
+
+#include "proto/limits.h"
+#include "proto/parse.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char help[] =
+    "usage: mpirun -n N mla-worker --coordinator E --model DIR [options]\n"
+    "       mla-worker --model DIR --check [--ranks N]\n"
+    "\n"
+    "N ranks are one tensor-parallel group: each loads its heads' part of the attention weights\n"
+    "and works for the coordinator until that ends it.\n"
+    "\n"
+    "  --coordinator E        the coordinator's endpoint for workers (tcp://127.0.0.1:5756)\n"
+    "  --model DIR            checkpoint: config.json and safetensors\n"
+    "  --group G              which group this is (0)\n"
+    "  --layers A-B           layers to serve (all that the checkpoint has)\n"
+    "  --backend cpu          where to compute (cpu)\n"
+    "  --kv-dtype f32|bf16    KV cache (f32)\n"
+    "  --kv-memory BYTES      what the KV cache of a rank may take; K, M, G, T are understood\n"
+    "                         (a quarter of the host's memory, shared by its ranks)\n"
+    "  --threads N            OpenMP threads (OMP_NUM_THREADS, or all cores)\n"
+    "  --context-chunk N      cached tokens that prefill expands at a time (1024)\n"
+    "  --connect-timeout-ms N how long to wait for a coordinator (60000)\n"
+    "  --check                only check config and checkpoint, and that --ranks can share heads\n"
+    "\n"
+    "exit codes: 0 told to end, 2 wrong option, 3 config.json, 4 checkpoint, 6 out of memory,\n"
+    "7 no coordinator, 1 anything else\n";
+
+enum option_id {
+    OPTION_COORDINATOR = 256,
+    OPTION_MODEL,
+    OPTION_GROUP,
+    OPTION_LAYERS,
+    OPTION_BACKEND,
+    OPTION_KV_DTYPE,
+    OPTION_KV_MEMORY,
+    OPTION_THREADS,
+    OPTION_CHUNK,
+    OPTION_TIMEOUT,
+    OPTION_CHECK,
+    OPTION_RANKS,
+    OPTION_HELP,
+};
+
+static const struct option options[] = {
+    {"coordinator", required_argument, NULL, OPTION_COORDINATOR},
+    {"model", required_argument, NULL, OPTION_MODEL},
+    {"group", required_argument, NULL, OPTION_GROUP},
+    {"layers", required_argument, NULL, OPTION_LAYERS},
+    {"backend", required_argument, NULL, OPTION_BACKEND},
+    {"kv-dtype", required_argument, NULL, OPTION_KV_DTYPE},
+    {"kv-memory", required_argument, NULL, OPTION_KV_MEMORY},
+    {"threads", required_argument, NULL, OPTION_THREADS},
+    {"context-chunk", required_argument, NULL, OPTION_CHUNK},
+    {"connect-timeout-ms", required_argument, NULL, OPTION_TIMEOUT},
+    {"check", no_argument, NULL, OPTION_CHECK},
+    {"ranks", required_argument, NULL, OPTION_RANKS},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {0},
+};
+
+static bool set_number(const char *text, uint64_t least, uint64_t most, uint32_t *out)
+{
+    uint64_t value = 0;
+    if (!mla_parse_number(text, least, most, &value))
+        return false;
+    *out = (uint32_t)value;
+    return true;
+}
+
+static bool set_layers(const char *text, struct mla_worker_options *out)
+{
+    char first[16] = {0};
+    const char *dash = strchr(text, '-');
+    size_t length = dash ? (size_t)(dash - text) : strlen(text);
+    if (length >= sizeof first)
+        return false;
+    memcpy(first, text, length);
+    return set_number(first, 0, UINT16_MAX, &out->layer_first) &&
+           set_number(dash ? dash + 1 : first, out->layer_first, UINT16_MAX, &out->layer_last);
+}
+
+static bool set_kv_dtype(const char *text, struct mla_worker_options *out)
+{
+    out->kv_dtype = strcmp(text, "bf16") == 0 ? MLA_BF16 : MLA_F32;
+    return strcmp(text, mla_dtype_name(out->kv_dtype)) == 0;
+}
+
+static bool set(struct mla_worker_options *out, int id, const char *text)
+{
+    switch (id) {
+    case OPTION_COORDINATOR:
+        out->coordinator = text;
+        return strlen(text) < MLA_ENDPOINT_BYTES_MAX;
+    case OPTION_MODEL:
+        out->model = text;
+        return *text != '\0';
+    case OPTION_GROUP:
+        return set_number(text, 0, MLA_GROUPS_MAX - 1, &out->group);
+    case OPTION_LAYERS:
+        return set_layers(text, out);
+    case OPTION_BACKEND:
+        return strcmp(text, "cpu") == 0;
+    case OPTION_KV_DTYPE:
+        return set_kv_dtype(text, out);
+    case OPTION_KV_MEMORY:
+        return mla_parse_bytes(text, &out->kv_memory_bytes) && out->kv_memory_bytes > 0;
+    case OPTION_THREADS:
+        return set_number(text, 1, 1024, &out->threads);
+    case OPTION_CHUNK:
+        return set_number(text, 1, MLA_CONTEXT_MAX, &out->chunk_rows);
+    case OPTION_TIMEOUT:
+        return set_number(text, 0, 86400000, &out->connect_timeout_ms);
+    case OPTION_RANKS:
+        return set_number(text, 1, MLA_RANKS_MAX, &out->ranks);
+    default:
+        out->check = true;
+        return true;
+    }
+}
+
+enum mla_status mla_worker_options_parse(int argc, char **argv, struct mla_worker_options *out)
+{
+    *out = (struct mla_worker_options){.coordinator = "tcp://127.0.0.1:5756",
+                                       .ranks = 1,
+                                       .layer_first = 1,
+                                       .chunk_rows = 1024,
+                                       .connect_timeout_ms = 60000,
+                                       .kv_dtype = MLA_F32};
+    int id = 0;
+    int at = 0;
+    while ((id = getopt_long(argc, argv, "", options, &at)) != -1) {
+        if (id == '?')
+            return MLA_OPTION; /* getopt said which */
+        if (id == OPTION_HELP) {
+            fputs(help, stdout);
+            return MLA_AGAIN;
+        }
+        if (!set(out, id, optarg)) {
+            fprintf(stderr, "--%s: '%s' is not a value it takes\n", options[at].name, optarg);
+            return MLA_OPTION;
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "'%s' is no option\n", argv[optind]);
+        return MLA_OPTION;
+    }
+    if (!out->model) {
+        fprintf(stderr, "--model is missing\n");
+        return MLA_OPTION;
+    }
+    return MLA_OK;
+}
