@@ -1,10 +1,16 @@
 #include "comm/channel.h"
 
+#include "proto/parse.h"
+
 #include <assert.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 #include <zmq.h>
 
 enum { CHANNELS_MAX = 8, HANDSHAKE_MS = 2000, ENDPOINT_BYTES = 512 };
@@ -138,11 +144,54 @@ static enum mla_status open_monitor(struct mla_channel *channel)
     return MLA_OK;
 }
 
+/* "address:port"; ZeroMQ would cut a port to 16 bits. */
+static bool is_tcp(const char *rest, bool server)
+{
+    const char *colon = strrchr(rest, ':');
+    uint64_t port = 0;
+    return colon && colon > rest &&
+           ((server && strcmp(colon + 1, "*") == 0) ||
+            mla_parse_number(colon + 1, server ? 0 : 1, UINT16_MAX, &port));
+}
+
+/* ZeroMQ would remove the socket of a server that runs. One that nobody answers at was left
+ * behind. */
+static bool is_served(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    memcpy(address.sun_path, path, strlen(path));
+    bool served = fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
+    if (fd >= 0)
+        close(fd);
+    return served;
+}
+
+/* Why an endpoint that ZeroMQ may take is not one for us, or NULL. */
+static const char *endpoint_problem(const char *endpoint, bool server)
+{
+    static const char tcp[] = "tcp://";
+    static const char ipc[] = "ipc://";
+    if (strncmp(endpoint, tcp, strlen(tcp)) == 0)
+        return is_tcp(endpoint + strlen(tcp), server) ? NULL : "not tcp://address:port";
+    if (strncmp(endpoint, ipc, strlen(ipc)) != 0)
+        return "neither tcp:// nor ipc://";
+    const char *path = endpoint + strlen(ipc);
+    if (*path != '/' || strlen(path) >= sizeof((struct sockaddr_un *)NULL)->sun_path)
+        return "not an absolute path that a socket can have";
+    return server && is_served(path) ? strerror(EADDRINUSE) : NULL;
+}
+
 static enum mla_status channel_create(struct mla_channel_context *context, const char *endpoint,
                                       const struct mla_channel_options *options, bool server,
                                       struct mla_channel **out)
 {
     enum mla_status status = MLA_MEMORY;
+    const char *problem = endpoint_problem(endpoint, server);
+    if (problem) {
+        fprintf(stderr, "%s: %s\n", endpoint, problem);
+        return MLA_ENDPOINT;
+    }
     struct mla_channel *channel = calloc(1, sizeof *channel);
     if (!channel)
         return status;

@@ -155,8 +155,6 @@ enum mla_status mla_core_create(const struct mla_core_options *options,
         return MLA_MEMORY;
     core->options = *options;
     core->effects = *effects;
-    for (uint32_t i = 0; i < MLA_CLIENTS_MAX; i++)
-        core->sessions[i].run_first = NONE;
     status = mla_blob_pool_create(options->payload_bytes_max / 2, &core->pool);
     if (status != MLA_OK || !create_steps(core) || !create_runs(core) || !create_sequences(core) ||
         !create_scratch(core))
@@ -178,7 +176,7 @@ void mla_core_destroy(struct mla_core **core_at)
     struct mla_core *core = *core_at;
     if (!core)
         return;
-    for (uint32_t i = 0; i < MLA_CLIENTS_MAX; i++)
+    for (uint32_t i = 0; i < core->session_bound; i++)
         if (core->sessions[i].used)
             session_end(core, i);
     for (uint32_t g = 0; g < core->options.groups; g++) {
@@ -225,7 +223,7 @@ static bool end_doomed(struct mla_core *core)
         group_lose(core, g, core->groups[g].doomed);
         any = true;
     }
-    for (uint32_t i = 0; i < MLA_CLIENTS_MAX; i++) {
+    for (uint32_t i = 0; core->doomed_count > 0 && i < core->session_bound; i++) {
         if (!core->sessions[i].used || !core->sessions[i].doomed)
             continue;
         session_end(core, i);
@@ -267,7 +265,7 @@ bool mla_core_check(const struct mla_core *core)
         runs += core->runs[i].used;
     for (uint32_t i = 0; i < core->options.steps_open_max; i++)
         steps += core->steps[i].used;
-    for (uint32_t i = 0; i < MLA_CLIENTS_MAX; i++) {
+    for (uint32_t i = 0; i < core->session_bound; i++) {
         if (!core->sessions[i].used)
             continue;
         for (uint32_t at = core->sessions[i].sequence_first; at != NONE;

@@ -101,6 +101,7 @@ enum mla_status run_queue(struct mla_core *core, uint32_t session_index, uint64_
     enum mla_status status = check_run(core, step_index, *payload, failure);
     if (status != MLA_OK)
         return status;
+    assert(*payload); /* check_run saw it */
     struct step *step = &core->steps[step_index];
     size_t reply_bytes = step->rows * row_bytes(core, (enum mla_dtype)request->reply_dtype);
     bool direct = result_is_reply(core, step);
@@ -169,13 +170,13 @@ static uint32_t pick_run(const struct mla_core *core, uint32_t session, uint32_t
 static uint32_t pick(struct mla_core *core, uint32_t group_index)
 {
     struct group *group = &core->groups[group_index];
-    for (uint32_t i = 0; i < MLA_CLIENTS_MAX; i++) {
-        uint32_t session = (group->turn + i) % MLA_CLIENTS_MAX;
+    for (uint32_t i = 0; i < core->session_bound; i++) {
+        uint32_t session = (group->turn + i) % core->session_bound;
         if (core->sessions[session].run_first == NONE)
             continue;
         uint32_t run = pick_run(core, session, group_index);
         if (run != NONE) {
-            group->turn = (session + 1) % MLA_CLIENTS_MAX;
+            group->turn = session + 1;
             return run;
         }
     }

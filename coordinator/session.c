@@ -34,6 +34,12 @@ static enum mla_status reply_to(struct mla_core *core, const struct mla_peer *pe
     return status;
 }
 
+static void doom(struct mla_core *core, struct session *session)
+{
+    session->doomed = true;
+    core->doomed_count++;
+}
+
 void session_reply(struct mla_core *core, uint32_t index, uint16_t type, uint64_t request_id,
                    struct mla_blob *payload, size_t offset, size_t bytes)
 {
@@ -43,7 +49,7 @@ void session_reply(struct mla_core *core, uint32_t index, uint16_t type, uint64_
     /* A client that doesn't read loses its connection's state, and nobody else's. */
     if (!session->doomed && !session->closing &&
         reply_to(core, &session->peer, type, request_id, payload, offset, bytes) != MLA_OK)
-        session->doomed = true;
+        doom(core, session);
 }
 
 static void set_failure(struct mla_core *core, const struct failure *failure)
@@ -61,7 +67,7 @@ void session_reply_failure(struct mla_core *core, uint32_t index, uint16_t type,
     set_failure(core, failure);
     if (!session->doomed && !session->closing &&
         reply_to(core, &session->peer, type, request_id, NULL, 0, 0) != MLA_OK)
-        session->doomed = true;
+        doom(core, session);
 }
 
 void session_settle(struct mla_core *core, uint32_t index)
@@ -84,6 +90,7 @@ void session_end(struct mla_core *core, uint32_t index)
     if (session->peer.fd >= 0 && core->client_fds[session->peer.fd].owner == index)
         core->client_fds[session->peer.fd].owner = NONE;
     session->closing = true;
+    core->doomed_count -= session->doomed;
     session->doomed = false;
     runs_cancel(core, index);
     if (session->used)
@@ -99,6 +106,8 @@ static uint32_t session_create(struct mla_core *core, const struct mla_peer *pee
         return NONE;
     core->sessions[index] = (struct session){
         .used = true, .peer = *peer, .sequence_first = NONE, .run_first = NONE, .run_last = NONE};
+    if (index >= core->session_bound)
+        core->session_bound = index + 1;
     core->client_fds[peer->fd].owner = index;
     core->stats.clients++;
     return index;
@@ -213,8 +222,7 @@ void mla_core_client_message(struct mla_core *core, const struct mla_incoming *i
     uint16_t type = header->type;
     uint64_t request_id = header->request_id;
     if (status != MLA_OK)
-        (void)fail_with(&failure, status, header->index ? header->index : MLA_INDEX_NONE, "%s",
-                        mla_status_sentence(status));
+        (void)fail_with(&failure, status, header->index, "%s", mla_status_sentence(status));
     else
         status = check_frames(core, incoming, &failure);
     if (status == MLA_OK && session == NONE && type != MLA_HELLO)

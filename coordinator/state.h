@@ -119,6 +119,8 @@ struct mla_core {
     struct mla_join model; /* dims and layers of the service */
     uint32_t context_max, blocks_context_max;
 
+    uint32_t session_bound; /* sessions from here on were never used */
+    uint32_t doomed_count;  /* of sessions */
     struct session sessions[MLA_CLIENTS_MAX];
     uint32_t sequence_capacity, sequence_free, sequence_buckets;
     struct sequence *sequences;

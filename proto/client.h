@@ -15,8 +15,8 @@ struct mla_client_options {
 };
 
 /* Connects to "tcp://host:port" or "ipc:///path" and says HELLO; waits until a group is ready or
- * timeout_ms has passed. options may be NULL. MLA_ENDPOINT, MLA_TIMEOUT, MLA_MEMORY, MLA_VERSION.
- */
+ * timeout_ms has passed. options may be NULL. MLA_ENDPOINT, MLA_TIMEOUT, MLA_CLOSED, MLA_MEMORY,
+ * MLA_VERSION. */
 enum mla_status mla_client_connect(const char *endpoint, const struct mla_client_options *options,
                                    struct mla_client **out);
 /* Open steps are aborted and sequences freed by the coordinator. */

@@ -169,6 +169,14 @@ static enum mla_status decode_plan(const struct mla_header *header, const uint8_
     return check_plan(out, index);
 }
 
+static enum mla_status check_join(const struct mla_join *join, uint32_t *index)
+{
+    if (join->ranks == 0 || join->ranks > MLA_RANKS_MAX || join->rank >= join->ranks ||
+        join->kv_block_bytes == 0)
+        return MLA_FIELD;
+    return mla_wire_check_ascending(join->layers, join->layer_count, index);
+}
+
 static bool is_payload_dtype(uint32_t dtype)
 {
     return dtype == MLA_F32 || dtype == MLA_BF16;
@@ -195,7 +203,7 @@ static enum mla_status decode(const uint8_t *frame, size_t bytes, struct mla_wor
 
     switch (header->type) {
     case MLA_JOIN:
-        return mla_wire_check_ascending(out->u.join.layers, out->u.join.layer_count, index);
+        return check_join(&out->u.join, index);
     case MLA_ADOPT:
         return mla_wire_check_ascending(out->u.adopt.buckets, out->u.adopt.bucket_count, index);
     case MLA_WORK:

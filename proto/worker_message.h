@@ -135,7 +135,8 @@ size_t mla_plan_message_bytes(const struct mla_plan_message *plan);
 
 /* As mla_message_encode and mla_message_decode. PLAN is checked in itself: entry ranges of the
  * microbatches follow each other and cover all entries, each microbatch's rows are the sum of its
- * entries' tokens, padded >= rows, the tables' counts sum to block_count. */
+ * entries' tokens, padded >= rows, the tables' counts sum to block_count. Of JOIN: rank < ranks
+ * <= MLA_RANKS_MAX, kv_block_bytes > 0. */
 enum mla_status mla_worker_message_encode(struct mla_worker_message *message, uint8_t *frame,
                                           size_t capacity, size_t *bytes);
 enum mla_status mla_worker_message_decode(const uint8_t *frame, size_t bytes,

@@ -82,7 +82,8 @@ static bool is_plain_name(const char *name)
     return name && *name && !strchr(name, '/') && !strstr(name, "..");
 }
 
-/* Opens every shard that the map names, once, and checks that it has the tensors it should. */
+/* Opens every shard that the map names, once, and checks that it has the tensors it should.
+ * `shards` are the names of checkpoint->files, all NULL at first, with room for FILES_MAX + 1. */
 static enum mla_status open_mapped(const char *dir, json_t *map, struct mla_checkpoint *checkpoint,
                                    const char **shards, char *why)
 {
@@ -95,13 +96,15 @@ static enum mla_status open_mapped(const char *dir, json_t *map, struct mla_chec
             return mla_refuse(MLA_CHECKPOINT, why,
                               "the index has %.80s in %.80s, which is not a plain file name",
                               tensor, shard ? shard : "something");
-        while (k < checkpoint->file_count && strcmp(shards[k], shard) != 0)
+        while (shards[k] && strcmp(shards[k], shard) != 0)
             k++;
         if (k == FILES_MAX)
             return mla_refuse(MLA_CHECKPOINT, why, "the index names more than %u files", FILES_MAX);
-        shards[k] = shard;
-        if (k == checkpoint->file_count && (status = open_file(dir, shard, checkpoint, why)))
-            return status;
+        if (!shards[k]) {
+            shards[k] = shard;
+            if ((status = open_file(dir, shard, checkpoint, why)))
+                return status;
+        }
         if (!mla_safetensors_find(&checkpoint->files[k], tensor))
             return mla_refuse(MLA_CHECKPOINT, why, "the index has %.80s in %.80s, which lacks it",
                               tensor, shard);
@@ -130,7 +133,7 @@ static enum mla_status open_shards(const char *dir, struct mla_checkpoint *check
         goto fail;
     }
     checkpoint->files = calloc(FILES_MAX, sizeof *checkpoint->files);
-    shards = calloc(FILES_MAX, sizeof *shards);
+    shards = calloc(FILES_MAX + 1, sizeof *shards);
     if (!checkpoint->files || !shards) {
         status = mla_refuse(MLA_MEMORY, why, "no memory for the list of files");
         goto fail;

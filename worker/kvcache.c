@@ -24,7 +24,7 @@ enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *
                                   .latent = config->latent,
                                   .rope = config->rope};
     cache->host_tables = calloc(entries, sizeof *cache->host_tables);
-    cache->copy_src = calloc(2 * MLA_STEP_SEQUENCES_MAX, sizeof *cache->copy_src);
+    cache->copy_src = calloc((size_t)2 * MLA_STEP_SEQUENCES_MAX, sizeof *cache->copy_src);
     enum mla_status status = cache->host_tables && cache->copy_src ? MLA_OK : MLA_MEMORY;
     if (status == MLA_OK) {
         cache->copy_dst = cache->copy_src + MLA_STEP_SEQUENCES_MAX;

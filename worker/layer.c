@@ -68,9 +68,9 @@ void mla_layer_fini(struct mla_layer *layer)
     *layer = (struct mla_layer){0};
 }
 
-static void *element(const struct mla_layer *layer, const void *base, int64_t at)
+static void *element(const struct mla_layer *layer, void *base, int64_t at)
 {
-    return (char *)(uintptr_t)base + at * (int64_t)mla_dtype_bytes(layer->backend->activation);
+    return (char *)base + at * (int64_t)mla_dtype_bytes(layer->backend->activation);
 }
 
 static int64_t latent_row(const struct mla_config *c)
@@ -329,7 +329,7 @@ static enum mla_status attend_prefill(struct mla_layer *layer, uint32_t index,
 {
     const struct mla_config *c = &layer->shard->config;
     int64_t width = latent_row(c);
-    const void *ckv = element(layer, layer->latents, mla_q_input(c));
+    void *ckv = element(layer, layer->latents, mla_q_input(c));
     struct mla_attend_prefill attend = over_expanded(layer, mb);
     attend.keys = mb->rows;
     attend.keys_max = mb->rows_max;

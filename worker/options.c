@@ -80,7 +80,7 @@ static bool set_layers(const char *text, struct mla_worker_options *out)
     size_t length = dash ? (size_t)(dash - text) : strlen(text);
     if (length >= sizeof first)
         return false;
-    memcpy(first, text, length);
+    snprintf(first, sizeof first, "%.*s", (int)length, text);
     return set_number(first, 0, UINT16_MAX, &out->layer_first) &&
            set_number(dash ? dash + 1 : first, out->layer_first, UINT16_MAX, &out->layer_last);
 }

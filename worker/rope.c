@@ -5,10 +5,11 @@
 #include <assert.h>
 #include <math.h>
 
-/* How much attention is sharpened for a context stretched by `factor` (Peng et al. 2023, 3.4). */
+/* How much attention is sharpened for a context stretched by `factor` (Peng et al. 2023, 3.4),
+ * which the config keeps at 1 or more. */
 static double mscale_of(double factor, double mscale)
 {
-    return factor <= 1 ? 1 : 0.1 * mscale * log(factor) + 1;
+    return 0.1 * mscale * log(factor) + 1;
 }
 
 float mla_config_softmax_scale(const struct mla_config *config)

@@ -3,7 +3,6 @@
 #include <assert.h>
 #include <cblas.h>
 #include <math.h>
-#include <omp.h>
 
 enum {
     BLOCK = MLA_BLOCK_TOKENS,
@@ -252,15 +251,14 @@ static enum mla_status lay_out(struct mla_cpu *cpu, const struct mla_attend_deco
 enum mla_status mla_cpu_attend_decode(struct mla_backend *backend,
                                       const struct mla_attend_decode *attend)
 {
-    struct mla_cpu *cpu = mla_cpu_of(backend);
+    struct mla_cpu *cpu = mla_cpu_begin(backend);
     struct layout layout;
     enum mla_status status = lay_out(cpu, attend, &layout);
     if (status)
         return status;
     const struct item *items = layout.items;
     const int64_t count = layout.counts.items;
-    omp_set_num_threads(cpu->threads); /* what OpenBLAS reads */
-#pragma omp parallel num_threads(cpu->threads)
+#pragma omp parallel
     {
         struct work work = {.scores = mla_cpu_own(cpu)};
         work.q = work.scores + layout.scores_floats;

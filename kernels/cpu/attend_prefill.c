@@ -3,7 +3,6 @@
 #include <assert.h>
 #include <cblas.h>
 #include <math.h>
-#include <omp.h>
 
 /* Queries [first, first + MLA_CPU_TILE_ROWS) of a sequence, or fewer at its end. */
 struct query_tile {
@@ -93,10 +92,10 @@ static void attend_tile(const struct mla_attend_prefill *attend, struct query_ti
 enum mla_status mla_cpu_attend_prefill(struct mla_backend *backend,
                                        const struct mla_attend_prefill *attend)
 {
-    struct mla_cpu *cpu = mla_cpu_of(backend);
+    struct mla_cpu *cpu = mla_cpu_begin(backend);
     int64_t tiles_max = attend->rows / MLA_CPU_TILE_ROWS + attend->sequences;
     enum mla_status status = mla_cpu_reserve(cpu, (size_t)tiles_max * sizeof(struct query_tile),
-                                             MLA_CPU_TILE_ROWS * MLA_CPU_TILE_KEYS * sizeof(float));
+                                             sizeof(float) * MLA_CPU_TILE_ROWS * MLA_CPU_TILE_KEYS);
     if (status)
         return status;
     struct query_tile *tiles = mla_cpu_shared(cpu);
@@ -107,9 +106,8 @@ enum mla_status mla_cpu_attend_prefill(struct mla_backend *backend,
         for (int32_t first = 0; first < rows; first += MLA_CPU_TILE_ROWS)
             tiles[count++] = (struct query_tile){(int32_t)s, first};
     }
-    omp_set_num_threads(cpu->threads); /* what OpenBLAS reads */
     /* A head's tiles follow each other, so that its keys stay in the thread's cache. */
-#pragma omp parallel for schedule(dynamic) num_threads(cpu->threads)
+#pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < count * attend->heads; i++)
         attend_tile(attend, tiles[i % count], i / count, mla_cpu_own(cpu));
     return MLA_OK;
@@ -130,9 +128,9 @@ static void merge_head(float *out, float *lse, const float *out_b, float lse_b, 
 
 enum mla_status mla_cpu_merge(struct mla_backend *backend, const struct mla_merge *merge)
 {
-    const struct mla_cpu *cpu = mla_cpu_of(backend);
+    mla_cpu_begin(backend);
     assert(merge->rows >= 0 && merge->heads > 0 && merge->v_dim > 0);
-#pragma omp parallel for num_threads(cpu->threads) if (merge->rows * merge->heads > 64)
+#pragma omp parallel for if (merge->rows * merge->heads > 64)
     for (int64_t i = 0; i < merge->rows * merge->heads; i++) {
         int64_t at =
             i / merge->heads * merge->out_row_stride + i % merge->heads * merge->out_head_stride;

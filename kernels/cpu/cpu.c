@@ -24,6 +24,18 @@ static enum mla_status allocate(size_t bytes, void **out)
     return MLA_OK;
 }
 
+static struct mla_cpu *cpu_of(struct mla_backend *backend)
+{
+    return (struct mla_cpu *)(void *)backend;
+}
+
+struct mla_cpu *mla_cpu_begin(struct mla_backend *backend)
+{
+    struct mla_cpu *cpu = cpu_of(backend);
+    omp_set_num_threads(cpu->threads);
+    return cpu;
+}
+
 enum mla_status mla_cpu_reserve(struct mla_cpu *cpu, size_t shared_bytes, size_t thread_bytes)
 {
     size_t shared = aligned(shared_bytes), own = aligned(thread_bytes);
@@ -83,7 +95,7 @@ static void cpu_destroy(struct mla_backend **backend)
 {
     if (!*backend)
         return;
-    free(mla_cpu_of(*backend)->scratch);
+    free(cpu_of(*backend)->scratch);
     free(*backend);
     *backend = NULL;
 }

@@ -23,10 +23,9 @@ struct mla_cpu {
     size_t scratch_bytes, thread_offset, thread_bytes;
 };
 
-static inline struct mla_cpu *mla_cpu_of(struct mla_backend *backend)
-{
-    return (struct mla_cpu *)(void *)backend;
-}
+/* Every operation begins here: the calling thread's parallel regions, and OpenBLAS where it is
+ * called outside of one, use the backend's number of threads. */
+struct mla_cpu *mla_cpu_begin(struct mla_backend *backend);
 
 static inline int64_t mla_cpu_min(int64_t a, int64_t b)
 {

@@ -3,7 +3,6 @@
 #include <assert.h>
 #include <cblas.h>
 #include <math.h>
-#include <omp.h>
 
 /* Fewer elements than this are done before a second thread has woken up. */
 enum { ELEMENTS_PER_THREAD_MIN = 16384 };
@@ -13,19 +12,16 @@ struct block {
 };
 
 /* OpenBLAS packs both operands of a large product. With few rows that costs more than the product
- * itself; small blocks skip it, and are no slower with many rows (measured: 2 to 3.5 times as
- * fast for up to 16 rows). Where it has no kernels for them, panels are as large as can be. */
+ * itself, and small blocks skip it: 2 to 4 times as fast for up to 16 rows, and not slower up to
+ * 256 (measured). With more rows, or without kernels for small products, a block is a panel. */
 static struct block choose_block(const struct mla_cpu *cpu, const struct mla_gemm *gemm)
 {
-    struct block block;
-    if (!cpu->blas_small) {
-        block = (struct block){mla_cpu_min(gemm->m, 512), 1024, gemm->k};
-    } else if (gemm->b_transposed) {
-        block = (struct block){mla_cpu_min(gemm->m, 32), 64, 512};
-        block.columns = mla_cpu_min(block.columns, 1024 / block.rows);
-    } else {
-        block = (struct block){mla_cpu_min(gemm->m, 64), 256, 128};
-        block.columns = mla_cpu_min(block.columns, 4096 / block.rows);
+    struct block block = {mla_cpu_min(gemm->m, 1024), 1024, gemm->k};
+    if (cpu->blas_small && gemm->m <= 256) {
+        int64_t area = gemm->b_transposed ? 1024 : 4096;
+        block.rows = mla_cpu_min(gemm->m, gemm->b_transposed ? 32 : 64);
+        block.columns = mla_cpu_min(area / block.rows, gemm->b_transposed ? 64 : 256);
+        block.depth = gemm->b_transposed ? 512 : 128;
     }
     int64_t panels = gemm->batch * mla_cpu_ceil(gemm->m, block.rows);
     int64_t share = mla_cpu_ceil(gemm->n * panels, cpu->threads);
@@ -58,15 +54,14 @@ static void multiply_block(const struct mla_gemm *gemm, const struct block *bloc
 
 enum mla_status mla_cpu_gemm(struct mla_backend *backend, const struct mla_gemm *gemm)
 {
-    const struct mla_cpu *cpu = mla_cpu_of(backend);
+    const struct mla_cpu *cpu = mla_cpu_begin(backend);
     assert(gemm->m >= 0 && gemm->n > 0 && gemm->k > 0 && gemm->batch >= 0);
     if (gemm->m == 0)
         return MLA_OK;
     struct block block = choose_block(cpu, gemm);
     int64_t down = mla_cpu_ceil(gemm->m, block.rows);
     int64_t across = mla_cpu_ceil(gemm->n, block.columns);
-    omp_set_num_threads(cpu->threads); /* what OpenBLAS reads */
-#pragma omp parallel for schedule(dynamic) num_threads(cpu->threads)
+#pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < gemm->batch * across * down; i++)
         multiply_block(gemm, &block, i / (across * down), i % down * block.rows,
                        i / down % across * block.columns);
@@ -75,11 +70,10 @@ enum mla_status mla_cpu_gemm(struct mla_backend *backend, const struct mla_gemm 
 
 enum mla_status mla_cpu_rmsnorm(struct mla_backend *backend, const struct mla_rmsnorm *norm)
 {
-    const struct mla_cpu *cpu = mla_cpu_of(backend);
+    mla_cpu_begin(backend);
     const float *weight = norm->weight;
     assert(norm->rows >= 0 && norm->n > 0);
-#pragma omp parallel for num_threads(cpu->threads) if (norm->rows * norm->n >                      \
-                                                       ELEMENTS_PER_THREAD_MIN)
+#pragma omp parallel for if (norm->rows * norm->n > ELEMENTS_PER_THREAD_MIN)
     for (int64_t row = 0; row < norm->rows; row++) {
         float *x = (float *)norm->x + row * norm->x_stride;
         float squares = 0.0f;
@@ -108,10 +102,10 @@ static void rotate(float *dst, const float *src, const float *table, int64_t pai
 
 enum mla_status mla_cpu_rope(struct mla_backend *backend, const struct mla_rope *rope)
 {
-    const struct mla_cpu *cpu = mla_cpu_of(backend);
+    mla_cpu_begin(backend);
     assert(rope->rows >= 0 && rope->heads > 0 && rope->dim % 2 == 0);
     int64_t elements = rope->rows * rope->heads * rope->dim;
-#pragma omp parallel for num_threads(cpu->threads) if (elements > ELEMENTS_PER_THREAD_MIN)
+#pragma omp parallel for if (elements > ELEMENTS_PER_THREAD_MIN)
     for (int64_t row = 0; row < rope->rows; row++) {
         const float *table = rope->table + rope->positions[row] * rope->dim;
         const float *src = (const float *)rope->src + row * rope->src_row_stride;
@@ -130,13 +124,12 @@ enum mla_status mla_cpu_rope(struct mla_backend *backend, const struct mla_rope 
 
 enum mla_status mla_cpu_copy(struct mla_backend *backend, const struct mla_copy *copy)
 {
-    const struct mla_cpu *cpu = mla_cpu_of(backend);
+    mla_cpu_begin(backend);
     size_t src_bytes = mla_dtype_bytes(copy->src_dtype);
     size_t dst_bytes = mla_dtype_bytes(copy->dst_dtype);
     assert(copy->rows >= 0 && copy->n > 0);
     assert(copy->src_dtype != MLA_F16 && copy->dst_dtype != MLA_F16);
-#pragma omp parallel for num_threads(cpu->threads) if (copy->rows * copy->n >                      \
-                                                       ELEMENTS_PER_THREAD_MIN)
+#pragma omp parallel for if (copy->rows * copy->n > ELEMENTS_PER_THREAD_MIN)
     for (int64_t row = 0; row < copy->rows; row++) {
         const char *src = (const char *)copy->src + (size_t)(row * copy->src_stride) * src_bytes;
         char *dst = (char *)copy->dst + (size_t)(row * copy->dst_stride) * dst_bytes;

@@ -57,14 +57,14 @@ enum mla_status mla_cpu_kv_write(struct mla_backend *backend, const struct mla_k
 
 enum mla_status mla_cpu_kv_gather(struct mla_backend *backend, const struct mla_kv_gather *gather)
 {
-    const struct mla_cpu *cpu = mla_cpu_of(backend);
+    mla_cpu_begin(backend);
     const struct mla_kv_view *kv = &gather->kv;
     int64_t n = kv->pool.latent + kv->pool.rope;
     for (int64_t s = 0; s < kv->sequences; s++) {
         int64_t first = gather->context_first[s];
         int64_t count = gather->context_first[s + 1] - first;
         float *dst = (float *)gather->dst + first * gather->dst_stride;
-#pragma omp parallel for num_threads(cpu->threads) if (count > MLA_BLOCK_TOKENS)
+#pragma omp parallel for if (count > MLA_BLOCK_TOKENS)
         for (int64_t i = 0; i < count; i++)
             mla_cpu_convert(dst + i * gather->dst_stride, MLA_F32,
                             mla_cpu_kv_row(kv, s, gather->begin[s] + i), kv->pool.dtype, n);

@@ -22,16 +22,31 @@ int64_t mla_cpu_tile_step(const struct mla_cpu_tile *tile, const int64_t *seen, 
     return step;
 }
 
+/* Of x and `max`; a NaN is passed over. In lanes, as compilers don't reorder comparisons. */
+static float maximum(const float *x, int64_t count, float max)
+{
+    enum { LANES = 16 };
+    float lanes[LANES];
+    for (int j = 0; j < LANES; j++)
+        lanes[j] = max;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+    for (; i < count; i++)
+        lanes[0] = x[i] > lanes[0] ? x[i] : lanes[0];
+    for (int j = 0; j < LANES; j++)
+        max = lanes[j] > max ? lanes[j] : max;
+    return max;
+}
+
 void mla_cpu_tile_weigh(struct mla_cpu_tile *tile, const int64_t *keys)
 {
     for (int64_t row = 0; row < tile->rows; row++) {
         if (keys[row] == 0)
             continue;
         float *scores = tile->scores + row * MLA_CPU_TILE_KEYS;
-        float max = tile->max[row];
-#pragma omp simd reduction(max : max)
-        for (int64_t i = 0; i < keys[row]; i++)
-            max = scores[i] > max ? scores[i] : max;
+        float max = maximum(scores, keys[row], tile->max[row]);
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < keys[row]; i++) {

@@ -7,25 +7,17 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum {
-    BLOCK = MLA_BLOCK_TOKENS,
-    HEADS = 3,
-    LATENT = 64,
-    ROPE = 16,
-    NOPE = 32,
-    V_DIM = 24,
-    DIM = LATENT + ROPE,
-    Q_DIM = NOPE + ROPE,
-    SEQUENCES = 4,
-    PAGES = 5,
-    ROWS = 5 + 1 + 20 + 17,
-    KEYS_MAX = 400, /* of one chunk */
-};
+enum { BLOCK = MLA_BLOCK_TOKENS, SEQUENCES = 4, PAGES = 5 };
+
+static const int64_t HEADS = 3, LATENT = 64, ROPE = 16, NOPE = 32, V_DIM = 24;
+static const int64_t DIM = 64 + 16, Q_DIM = 32 + 16;
+static const int64_t ROWS = 5 + 1 + 20 + 17;
+static const int64_t KEYS_MAX = 400; /* of one chunk */
 
 /* The first has no context, and every chunk of it is empty. */
 static const int32_t context[SEQUENCES] = {0, 150, 201, 64};
 static const int32_t chunk[SEQUENCES] = {10, 47, 100, 64};
-static const int32_t row_first[SEQUENCES + 1] = {0, 5, 6, 26, ROWS};
+static const int32_t row_first[SEQUENCES + 1] = {0, 5, 6, 26, 43};
 
 struct setup {
     struct mla_device *device;
@@ -54,14 +46,14 @@ static void make(struct setup *setup, struct mla_device *device)
         cr_assert(kv_length[s] <= PAGES * BLOCK);
     }
     setup->device = device;
-    setup->pool = filled(device, dtype, (int64_t)SEQUENCES * PAGES * BLOCK * DIM);
-    setup->q = filled(device, dtype, (int64_t)ROWS * HEADS * Q_DIM);
-    setup->w_uk = filled(device, dtype, (int64_t)HEADS * NOPE * LATENT);
-    setup->w_uv = filled(device, dtype, (int64_t)HEADS * V_DIM * LATENT);
-    setup->keys = mla_tensor_make(device, dtype, (int64_t)KEYS_MAX * DIM);
-    setup->k_nope = mla_tensor_make(device, dtype, (int64_t)KEYS_MAX * HEADS * NOPE);
-    setup->v = mla_tensor_make(device, dtype, (int64_t)KEYS_MAX * HEADS * V_DIM);
-    setup->scale = 1.0f / sqrtf(Q_DIM);
+    setup->pool = filled(device, dtype, DIM * SEQUENCES * PAGES * BLOCK);
+    setup->q = filled(device, dtype, ROWS * HEADS * Q_DIM);
+    setup->w_uk = filled(device, dtype, HEADS * NOPE * LATENT);
+    setup->w_uv = filled(device, dtype, HEADS * V_DIM * LATENT);
+    setup->keys = mla_tensor_make(device, dtype, KEYS_MAX * DIM);
+    setup->k_nope = mla_tensor_make(device, dtype, KEYS_MAX * HEADS * NOPE);
+    setup->v = mla_tensor_make(device, dtype, KEYS_MAX * HEADS * V_DIM);
+    setup->scale = 1.0f / sqrtf((float)Q_DIM);
     setup->kv = (struct mla_kv_view){
         .pool = {setup->pool.memory, dtype, LATENT, ROPE},
         .tables = mla_device_put(device, tables, sizeof tables),
@@ -77,7 +69,7 @@ static void fini(struct setup *setup)
 {
     struct mla_tensor *all[] = {&setup->pool, &setup->q,      &setup->w_uk, &setup->w_uv,
                                 &setup->keys, &setup->k_nope, &setup->v};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    for (int i = 0; i < 7; i++)
         mla_tensor_free(all[i]);
 }
 
@@ -140,7 +132,8 @@ static void attend_part(struct setup *setup, const int32_t *begin, const int32_t
                 .k_nope = setup->k_nope.memory,
                 .k_row_stride = HEADS * NOPE,
                 .k_head_stride = NOPE,
-                .k_rope = (char *)setup->keys.memory + LATENT * mla_dtype_bytes(setup->keys.dtype),
+                .k_rope = (char *)setup->keys.memory +
+                          (size_t)LATENT * mla_dtype_bytes(setup->keys.dtype),
                 .k_rope_stride = DIM,
                 .v = setup->v.memory,
                 .v_row_stride = HEADS * V_DIM,
@@ -158,10 +151,10 @@ static struct mla_tensor expanded(struct setup *setup)
 {
     struct mla_device *device = setup->device;
     const enum mla_dtype dtype = device->backend->activation;
-    struct mla_tensor out = mla_tensor_make(device, dtype, (int64_t)ROWS * HEADS * V_DIM);
-    struct mla_tensor part = mla_tensor_make(device, dtype, (int64_t)ROWS * HEADS * V_DIM);
-    struct mla_tensor lse = mla_tensor_make(device, MLA_F32, (int64_t)ROWS * HEADS);
-    struct mla_tensor lse_part = mla_tensor_make(device, MLA_F32, (int64_t)ROWS * HEADS);
+    struct mla_tensor out = mla_tensor_make(device, dtype, ROWS * HEADS * V_DIM);
+    struct mla_tensor part = mla_tensor_make(device, dtype, ROWS * HEADS * V_DIM);
+    struct mla_tensor lse = mla_tensor_make(device, MLA_F32, ROWS * HEADS);
+    struct mla_tensor lse_part = mla_tensor_make(device, MLA_F32, ROWS * HEADS);
     int32_t begin[SEQUENCES], count[SEQUENCES];
     for (int s = 0; s < SEQUENCES; s++)
         count[s] = row_first[s + 1] - row_first[s];
@@ -197,9 +190,9 @@ static struct mla_tensor absorbed(struct setup *setup)
     struct mla_device *device = setup->device;
     const enum mla_dtype dtype = device->backend->activation;
     const size_t bytes = mla_dtype_bytes(dtype);
-    struct mla_tensor q = mla_tensor_make(device, dtype, (int64_t)ROWS * HEADS * DIM);
-    struct mla_tensor latent = mla_tensor_make(device, dtype, (int64_t)ROWS * HEADS * LATENT);
-    struct mla_tensor out = mla_tensor_make(device, dtype, (int64_t)ROWS * HEADS * V_DIM);
+    struct mla_tensor q = mla_tensor_make(device, dtype, ROWS * HEADS * DIM);
+    struct mla_tensor latent = mla_tensor_make(device, dtype, ROWS * HEADS * LATENT);
+    struct mla_tensor out = mla_tensor_make(device, dtype, ROWS * HEADS * V_DIM);
     MLA_RUN(device, gemm,
             &(struct mla_gemm){
                 .m = ROWS,
@@ -220,10 +213,10 @@ static struct mla_tensor absorbed(struct setup *setup)
             &(struct mla_copy){
                 .rows = ROWS * HEADS,
                 .n = ROPE,
-                .src = (char *)setup->q.memory + NOPE * bytes,
+                .src = (char *)setup->q.memory + (size_t)NOPE * bytes,
                 .src_stride = Q_DIM,
                 .src_dtype = dtype,
-                .dst = (char *)q.memory + LATENT * bytes,
+                .dst = (char *)q.memory + (size_t)LATENT * bytes,
                 .dst_stride = DIM,
                 .dst_dtype = dtype,
             });

@@ -31,7 +31,7 @@ struct setup {
 static void make_pages(struct setup *setup, struct mla_device *device)
 {
     const struct decode_case *c = setup->c;
-    const int64_t dim = c->latent + c->rope, blocks = c->sequences * PAGES_MAX;
+    const int64_t dim = c->latent + c->rope, blocks = (int64_t)c->sequences * PAGES_MAX;
     int32_t order[SEQUENCES_MAX * PAGES_MAX], next = 0;
     for (int32_t i = 0; i < blocks; i++) {
         int64_t j = mla_random_int(0, i);
@@ -254,8 +254,7 @@ static void split_keys(struct mla_device *device)
     for (int i = 0; i < 5; i++) {
         MLA_RUN(device, attend_decode, &setup.attend);
         mla_tensor_download(device, &setup.out);
-        for (int64_t j = 0; j < setup.out.count; j++)
-            cr_assert(memcmp(&first[j], &setup.out.host[j], sizeof *first) == 0 || isnan(first[j]));
+        cr_assert(memcmp((char *)first, (char *)setup.out.host, bytes) == 0);
     }
     free(first);
     free(want);

@@ -99,7 +99,7 @@ static enum mla_status send_client(void *context, const struct mla_peer *peer, c
     if (payload) {
         reply->rows = (uint32_t)(bytes / (WORLD_HIDDEN * sizeof(float)));
         for (uint32_t i = 0; i < reply->rows; i++)
-            memcpy(&reply->values[i], payload->data + offset + i * WORLD_HIDDEN * sizeof(float),
+            memcpy(&reply->values[i], payload->data + offset + sizeof(float) * i * WORLD_HIDDEN,
                    sizeof(float));
     }
     world->reply_count++;
@@ -361,8 +361,10 @@ enum mla_status world_run(struct world *world, int client, uint64_t step, uint32
                           uint32_t rows, float base)
 {
     static float x[WORLD_ROWS_MAX * WORLD_HIDDEN];
-    for (uint32_t i = 0; i < rows * WORLD_HIDDEN; i++)
-        x[i] = base + (float)(i / WORLD_HIDDEN);
+    for (uint32_t i = 0; i < rows * WORLD_HIDDEN; i++) {
+        uint32_t row = i / WORLD_HIDDEN;
+        x[i] = base + (float)row;
+    }
     request.header = (struct mla_header){.type = MLA_RUN, .request_id = step * 100 + layer};
     request.u.run = (struct mla_run){.step = step,
                                      .layer = layer,
@@ -370,7 +372,7 @@ enum mla_status world_run(struct world *world, int client, uint64_t step, uint32
                                      .reply_dtype = MLA_F32,
                                      .rows = rows,
                                      .hidden = WORLD_HIDDEN};
-    return outcome(world_send(world, client, &request, x, rows * WORLD_HIDDEN * sizeof *x));
+    return outcome(world_send(world, client, &request, x, sizeof *x * rows * WORLD_HIDDEN));
 }
 
 enum mla_status world_close(struct world *world, int client, uint64_t step,

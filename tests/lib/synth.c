@@ -47,15 +47,13 @@ static enum mla_status path_of(const struct job *job, const char *name, char pat
     return MLA_OK;
 }
 
-/* Round to nearest even. Values here are finite. */
+/* The formula's values are bf16 and below 2: only what is subnormal as f16 is rounded, to even. */
 static uint16_t f32_to_f16(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     uint32_t sign = (bits >> 16) & 0x8000u;
     bits &= 0x7fffffffu;
-    if (bits >= 0x47800000u) /* 65536 */
-        return (uint16_t)(sign | 0x7c00u);
     if (bits < 0x38800000u) { /* 2^-14: adding 0.5 leaves multiples of 2^-24 in the low bits */
         float magnitude;
         memcpy(&magnitude, &bits, sizeof magnitude);
@@ -63,7 +61,6 @@ static uint16_t f32_to_f16(float value)
         memcpy(&bits, &magnitude, sizeof bits);
         return (uint16_t)(sign | (bits - 0x3f000000u));
     }
-    bits += 0xfffu + ((bits >> 13) & 1u);
     return (uint16_t)(sign | ((bits - 0x38000000u) >> 13));
 }
 

@@ -32,7 +32,7 @@ struct options {
 
 static enum mla_status refuse_option(const char *what, const char *value)
 {
-    fprintf(stderr, "mla-check: %s %s (mla-check --help tells the options)\n", what, value);
+    fprintf(stderr, "mla-check: %s%s (mla-check --help tells the options)\n", what, value);
     return MLA_OPTION;
 }
 
@@ -57,11 +57,11 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
         case 't':
             options.tolerance = strtod(optarg, &end);
             if (end == optarg || *end || !(options.tolerance > 0) || !isfinite(options.tolerance))
-                return refuse_option("--tolerance must be a positive number, not", optarg);
+                return refuse_option("--tolerance must be a positive number, not ", optarg);
             break;
         case 'r':
             if (strcmp(optarg, "f32") != 0 && strcmp(optarg, "bf16") != 0)
-                return refuse_option("--reply-dtype must be f32 or bf16, not", optarg);
+                return refuse_option("--reply-dtype must be f32 or bf16, not ", optarg);
             options.reply_dtype = strcmp(optarg, "bf16") == 0 ? MLA_BF16 : MLA_F32;
             break;
         case 'h':
@@ -72,7 +72,7 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
         }
     }
     if (optind + 1 != argc)
-        return refuse_option("exactly one case folder must be given, not",
+        return refuse_option("exactly one case folder must be given, not ",
                              optind == argc ? "none" : argv[optind + 1]);
     if (!options.endpoint)
         return refuse_option("--endpoint must be given", "");

@@ -219,9 +219,17 @@ static enum mla_status fork_one(struct check *check, uint32_t sequence)
         status = mla_client_fork(check->client, entries, count);
     if (status != MLA_OK)
         return check_failed(check, "FORK", status);
-    for (uint32_t i = 0; i < count; i++)
-        check->tracks[first + 1 + i].live = true;
-    return run_mixed(check, first, FORWARD);
+    /* First something wrong from all of them: what is shared must survive it. */
+    struct check_step *step = &check->steps[0];
+    check_step_clear(step);
+    check_step_add(check, step, parent, DRAFT_TOKENS, DRAFT_TOKENS);
+    for (uint32_t i = 0; i < count; i++) {
+        struct check_track *child = &check->tracks[first + 1 + i];
+        child->live = true;
+        check_step_add(check, step, child, DRAFT_TOKENS, DRAFT_TOKENS);
+    }
+    status = check_step_run(check, step, MLA_ABORT, false);
+    return status == MLA_OK ? run_mixed(check, first, FORWARD) : status;
 }
 
 static enum mla_status cut_fork(struct check *check, uint32_t unused)

@@ -49,11 +49,11 @@ static void show(void *context, const char *tensor, uint64_t bytes_done, uint64_
     if (progress->terminal && (other || percent != progress->percent)) {
         static const char bar[] = "##################################################";
         fprintf(stderr, "\r[%-50.*s] %3d%% %-60.60s", percent / 2, bar, percent, tensor);
-        if (bytes_done == bytes_total)
-            fputc('\n', stderr);
     } else if (!progress->terminal && other) {
         fprintf(stderr, "%3d%% %s\n", percent, tensor);
     }
+    if (bytes_done == bytes_total)
+        fputs(progress->terminal ? "\n" : "100%\n", stderr);
     progress->percent = percent;
     snprintf(progress->tensor, sizeof progress->tensor, "%s", tensor);
 }

@@ -315,7 +315,7 @@ Test(core, survives_a_storm_of_requests)
     for (int i = 0; i < 20000; i++) {
         int client = rand() % 3;
         uint64_t step = (uint64_t)(rand() % 5);
-        struct mla_open_entry entries[3];
+        struct mla_open_entry entries[3] = {0};
         uint32_t count = 1 + (uint32_t)rand() % 3;
         uint64_t ids[3];
         for (uint32_t k = 0; k < count; k++) {

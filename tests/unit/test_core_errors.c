@@ -113,7 +113,7 @@ Test(core_errors, run)
                                  .reply_dtype = MLA_F32,
                                  .rows = 3,
                                  .hidden = WORLD_HIDDEN};
-    const size_t bytes = 3 * WORLD_HIDDEN * sizeof(float);
+    const size_t bytes = sizeof(float) * 3 * WORLD_HIDDEN;
     struct mla_run bad = good;
     bad.step = 6;
     refused(run(bad, bytes), MLA_STEP_UNKNOWN);

@@ -286,6 +286,9 @@ Test(message, error_round_trip)
     frame_finish(&frame, 0);
     cr_assert_eq(decode(frame.bytes), MLA_LIMIT);
     build_error(MLA_OPEN | MLA_REPLY, "a sentence");
+    frame_set(&frame, COUNT_AT, 1, 4);
+    cr_assert_eq(decode(frame.bytes), MLA_MALFORMED);
+    frame_set(&frame, COUNT_AT, 0, 4);
     frame.data[MLA_HEADER_BYTES + 3] = 0;
     cr_assert_eq(decode(frame.bytes), MLA_MALFORMED);
     frame.data[MLA_HEADER_BYTES + 3] = 'e';
@@ -343,6 +346,12 @@ Test(message, every_corruption_is_refused_or_means_what_it_says)
     }
 }
 
+static bool has_entries(uint16_t type)
+{
+    return type == MLA_OPEN || type == MLA_FORK || type == MLA_TRUNCATE || type == MLA_FREE ||
+           type == (MLA_HELLO | MLA_REPLY);
+}
+
 Test(message, unused_header_fields_are_zero)
 {
     EACH_TYPE
@@ -359,6 +368,11 @@ Test(message, unused_header_fields_are_zero)
         frame_set(&frame, 16, 5, 8);
         cr_assert_eq(decode(frame.bytes), reply ? MLA_OK : MLA_MALFORMED, "type %u, epoch", *type);
         build(*type, 3);
+        if (!has_entries(*type)) {
+            frame_set(&frame, COUNT_AT, 1, 4);
+            cr_assert_eq(decode(frame.bytes), MLA_MALFORMED, "type %u, count", *type);
+            frame_set(&frame, COUNT_AT, 0, 4);
+        }
         if (sent.header.payload_bytes)
             continue;
         frame_set(&frame, PAYLOAD_AT, 4, 8);

@@ -94,6 +94,7 @@ static const struct {
     {"{\"__metadata__\":{\"a\":3}}", 0, "__metadata__"},
     {"{\"a\":3}", 0, "tensor a is not an object"},
     {"{\"a\":{}}", 0, "tensor a has no dtype"},
+    {"{\"a\\nb\\u001b\":{}}", 0, "tensor a?b? has no dtype"},
     {TENSOR("3", "[4]", "[0,4]"), 4, "no dtype"},
     {TENSOR("\"u8\"", "[4]", "[0,4]"), 4, "unknown dtype u8"},
     {TENSOR("\"U8\"", "4", "[0,4]"), 4, "shape of tensor a"},
@@ -146,12 +147,20 @@ Test(safetensors, broken_lengths)
         UINT64_MAX};
     struct mla_safetensors file;
     uint8_t *image = malloc(10);
-    memcpy(image + 8, "{}", 2);
+    image[8] = '{';
+    image[9] = '}';
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         memcpy(image, &lengths[i], 8);
         cr_expect_eq(mla_safetensors_parse(image, 10, &file, why), MLA_CHECKPOINT);
         cr_expect(strstr(why, "a header of"), "%s", why);
     }
+    free(image);
+    /* as long as it says, but too long */
+    const uint64_t length = MLA_SAFETENSORS_HEADER_MAX + 1;
+    image = calloc(1, 8 + length);
+    memcpy(image, &length, sizeof length);
+    cr_expect_eq(mla_safetensors_parse(image, 8 + length, &file, why), MLA_CHECKPOINT);
+    cr_expect(strstr(why, "a header of 67108865"), "%s", why);
     free(image);
     for (size_t bytes = 0; bytes < 8; bytes++) {
         image = calloc(1, bytes + 1);

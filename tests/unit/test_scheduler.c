@@ -173,6 +173,7 @@ Test(scheduler, begins_again_what_was_lost)
     free_leaving(&fake, &scheduler);
     run_all(&fake, &scheduler);
     cr_assert_neq(requests[1].sequence, lost);
+    cr_assert_eq(requests[1].sent_s, 1, "it was sent once");
     cr_assert_eq(requests[0].state, MLA_REQUEST_DONE);
     cr_assert_eq(requests[1].state, MLA_REQUEST_DONE);
     cr_assert_eq(scheduler.latencies.ttft.count, 2, "a first token comes once");

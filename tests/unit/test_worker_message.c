@@ -32,8 +32,8 @@ static void join(uint32_t count)
 {
     RANDOM(join.job);
     RANDOM(join.group);
-    RANDOM(join.rank);
-    RANDOM(join.ranks);
+    IS(join.rank, MLA_RANKS_MAX - 1);
+    IS(join.ranks, MLA_RANKS_MAX);
     RANDOM(join.flags);
     RANDOM(join.dims.hidden);
     RANDOM(join.dims.heads);
@@ -381,14 +381,15 @@ Test(worker_message, capacity)
     }
 }
 
-/* Where the numbers of a plan's arrays stand, and what is wrong with them then. */
+/* Where the arrays of the plan stand. */
+enum {
+    MICROBATCH = MLA_HEADER_BYTES + 32,
+    ENTRY = MICROBATCH + MICROBATCHES * 20,
+    TABLE = ENTRY + ENTRIES * 12,
+};
+
 Test(worker_message, plans_that_disagree_with_themselves)
 {
-    enum {
-        MICROBATCH = MLA_HEADER_BYTES + 32,
-        ENTRY = MICROBATCH + MICROBATCHES * 20,
-        TABLE = ENTRY + ENTRIES * 12,
-    };
     const struct {
         size_t at;
         uint32_t value, index;
@@ -416,6 +417,49 @@ Test(worker_message, plans_that_disagree_with_themselves)
     }
 }
 
+static void set(size_t at, uint32_t value)
+{
+    frame_set(&frame, at, value, 4);
+}
+
+static void check_refused(uint32_t index)
+{
+    cr_assert_eq(decode(frame.bytes), MLA_FIELD);
+    cr_assert_eq(got.header.index, index);
+}
+
+Test(worker_message, plans_that_are_wrong_though_their_sums_fit)
+{
+    build(MLA_PLAN, 0); /* microbatch 1 has nothing, its entry is the next one's */
+    set(MICROBATCH + 24, 0);
+    set(MICROBATCH + 36, 0);
+    set(MICROBATCH + 44, plan.microbatches[1].rows + plan.microbatches[2].rows);
+    set(MICROBATCH + 48, UINT32_MAX);
+    set(MICROBATCH + 52, 3);
+    set(MICROBATCH + 56, 3);
+    check_refused(1);
+
+    build(MLA_PLAN, 0); /* an entry without tokens */
+    set(ENTRY + 20, 0);
+    set(MICROBATCH + 4, plan.microbatches[0].rows - plan.entries[1].tokens);
+    check_refused(0);
+
+    build(MLA_PLAN, 0); /* the same sum modulo 2^32 */
+    set(ENTRY + 8, UINT32_MAX);
+    set(ENTRY + 20, plan.entries[0].tokens + plan.entries[1].tokens + 1);
+    check_refused(0);
+
+    build(MLA_PLAN, 0); /* nobody has the last entry */
+    set(MICROBATCH + 44, plan.entries[4].tokens);
+    set(MICROBATCH + 56, 1);
+    check_refused(MLA_INDEX_NONE);
+
+    build(MLA_PLAN, 0); /* blocks: the same sum modulo 2^32 */
+    set(TABLE + 8, UINT32_MAX);
+    set(TABLE + 20, plan.tables[0].count + plan.tables[1].count + 1);
+    check_refused(MLA_INDEX_NONE);
+}
+
 Test(worker_message, fields_outside_their_values)
 {
     for (uint32_t dtype = 0; dtype < 5; dtype++) {
@@ -425,6 +469,16 @@ Test(worker_message, fields_outside_their_values)
             frame_set(&frame, MLA_HEADER_BYTES + at, dtype, 4);
             cr_assert_eq(decode(frame.bytes), known ? MLA_OK : MLA_FIELD);
         }
+    }
+    static const struct {
+        size_t at;
+        uint64_t value;
+        size_t bytes;
+    } joins[] = {{12, MLA_RANKS_MAX, 4}, {16, 0, 4}, {16, MLA_RANKS_MAX + 1, 4}, {60, 0, 8}};
+    for (size_t i = 0; i < sizeof joins / sizeof *joins; i++) {
+        build(MLA_JOIN, 3);
+        frame_set(&frame, MLA_HEADER_BYTES + joins[i].at, joins[i].value, joins[i].bytes);
+        cr_assert_eq(decode(frame.bytes), MLA_FIELD, "case %zu", i);
     }
     static const uint16_t ascending[] = {MLA_JOIN, MLA_ADOPT};
     for (size_t i = 0; i < 2; i++) {

@@ -1,0 +1,80 @@
+#include "proto/parse.h"
+
+#include <criterion/criterion.h>
+
+static void number(const char *text, uint64_t least, uint64_t most, bool wanted, uint64_t value)
+{
+    uint64_t found = 12345;
+    cr_expect_eq(mla_parse_number(text, least, most, &found), wanted, "'%s'", text);
+    cr_expect_eq(found, wanted ? value : 12345, "'%s' gave %llu", text, (unsigned long long)found);
+}
+
+Test(parse, number)
+{
+    number("0", 0, UINT64_MAX, true, 0);
+    number("007", 0, 10, true, 7);
+    number("18446744073709551615", 0, UINT64_MAX, true, UINT64_MAX);
+    number("18446744073709551616", 0, UINT64_MAX, false, 0);
+    number("99999999999999999999999", 0, UINT64_MAX, false, 0);
+    number("3", 3, 3, true, 3);
+    number("2", 3, 3, false, 0);
+    number("4", 3, 3, false, 0);
+    static const char *const none[] = {"",   " ",   "-1",  "+1",  " 1", "1 ", "1x",
+                                       "x1", "0x1", "1.0", "1e3", "1K", "\n", "1,2"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        number(none[i], 0, UINT64_MAX, false, 0);
+}
+
+static void bytes(const char *text, bool wanted, uint64_t value)
+{
+    uint64_t found = 12345;
+    cr_expect_eq(mla_parse_bytes(text, &found), wanted, "'%s'", text);
+    cr_expect_eq(found, wanted ? value : 12345, "'%s' gave %llu", text, (unsigned long long)found);
+}
+
+Test(parse, bytes)
+{
+    bytes("0", true, 0);
+    bytes("1023", true, 1023);
+    bytes("18446744073709551615", true, UINT64_MAX);
+    bytes("1K", true, 1ull << 10);
+    bytes("3M", true, 3ull << 20);
+    bytes("5G", true, 5ull << 30);
+    bytes("7T", true, 7ull << 40);
+    bytes("0T", true, 0);
+    bytes("18014398509481983K", true, 18014398509481983ull << 10);
+    bytes("18014398509481984K", false, 0);
+    bytes("16777215T", true, 16777215ull << 40);
+    bytes("16777216T", false, 0);
+    bytes("18446744073709551616", false, 0);
+    static const char *const none[] = {"",   "K",   "1k",   "1KB", "1KK",  "1KM", "1MK",
+                                       "-1", "1 K", "1.5G", "1P",  "0x1K", " 1K", "1K "};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        bytes(none[i], false, 0);
+}
+
+static void list(const char *text, uint32_t capacity, uint32_t wanted)
+{
+    uint32_t found[4] = {0, 0, 0, 12345};
+    uint32_t count = 12345;
+    cr_expect_eq(mla_parse_list(text, capacity, found, &count), wanted > 0, "'%s'", text);
+    cr_expect_eq(count, wanted ? wanted : 12345, "'%s' gave %u", text, count);
+    cr_expect_eq(found[3], 12345, "'%s' was written beyond the capacity", text);
+}
+
+Test(parse, list)
+{
+    uint32_t found[3];
+    uint32_t count = 0;
+    cr_assert(mla_parse_list("1,20,4294967295", 3, found, &count));
+    cr_expect(count == 3 && found[0] == 1 && found[1] == 20 && found[2] == UINT32_MAX);
+    cr_assert(mla_parse_list("0", 1, found, &count));
+    cr_expect(count == 1 && found[0] == 0);
+    list("1,2,3", 3, 3);
+    list("1,2,3", 2, 0);
+    list("1,2,3,4", 3, 0);
+    static const char *const none[] = {"",    ",",    "1,",   ",1",         "1,,2", "2,1", "1,1",
+                                       "1;2", "1, 2", "1,-2", "4294967296", "a",    "1,a", "1 "};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        list(none[i], 3, 0);
+}
