@@ -40,7 +40,7 @@ static int64_t seen_by(const struct mla_attend_decode *attend, int64_t sequence,
 {
     const struct mla_kv_view *kv = &attend->kv;
     int64_t rows = kv->row_first[sequence + 1] - kv->row_first[sequence];
-    return mla_cpu_max(kv->kv_length[sequence] - (rows - 1 - query / attend->heads), 0);
+    return kv->kv_length[sequence] - (rows - 1 - query / attend->heads);
 }
 
 static int64_t queries_of(const struct mla_attend_decode *attend, int64_t sequence)
@@ -72,25 +72,23 @@ static struct counts list_items(const struct mla_attend_decode *attend, int64_t 
     struct counts counts = {0, 0};
     for (int64_t s = 0; s < attend->kv.sequences; s++) {
         int64_t queries = queries_of(attend, s);
-        assert(queries >= 0);
+        assert(queries == 0 || (queries > 0 && seen_by(attend, s, 0) >= 1));
         for (int64_t query = 0; query < queries; query += MLA_CPU_TILE_ROWS) {
             int64_t tile = mla_cpu_min(queries - query, MLA_CPU_TILE_ROWS);
-            int64_t keys = seen_by(attend, s, query + tile - 1), begin = 0;
-            do {
-                int64_t end = mla_cpu_min(begin + split, keys);
+            int64_t keys = seen_by(attend, s, query + tile - 1);
+            for (int64_t begin = 0; begin < keys; begin += split) {
                 if (items)
                     items[counts.items] = (struct item){
                         .sequence = (int32_t)s,
                         .query = (int32_t)query,
                         .queries = (int32_t)tile,
                         .key_begin = (int32_t)begin,
-                        .key_end = (int32_t)end,
+                        .key_end = (int32_t)mla_cpu_min(begin + split, keys),
                         .partial = keys > split ? (int32_t)counts.partials : -1,
                     };
                 counts.items++;
                 counts.partials += keys > split;
-                begin = end;
-            } while (begin < keys);
+            }
         }
     }
     return counts;
@@ -152,7 +150,7 @@ static void store(const struct mla_attend_decode *attend, const struct item *ite
         int64_t row = attend->kv.row_first[item->sequence] + (item->query + i) / attend->heads;
         float *out = (float *)attend->out + row * attend->out_row_stride +
                      (item->query + i) % attend->heads * attend->out_head_stride;
-        float factor = sum[i] == 0.0f ? 0.0f : 1.0f / sum[i]; /* 0: no keys */
+        float factor = 1.0f / sum[i];
         for (int64_t j = 0; j < latent; j++)
             out[j] = sums[i * latent + j] * factor;
     }
@@ -185,13 +183,12 @@ static void attend_item(const struct mla_attend_decode *attend, const struct ite
     }
 }
 
-/* to += from, both of `item`'s tile. */
+/* to += from, both of `item`'s tile. A row that ends before the keys of `from` has nothing there:
+ * a maximum of -inf, and so no weight. */
 static void join(const struct item *item, struct partial *to, const struct partial *from,
                  int64_t latent)
 {
     for (int64_t row = 0; row < item->queries; row++) {
-        if (from->sum[row] == 0.0f) /* a row that ends before these keys */
-            continue;
         float max = to->max[row] > from->max[row] ? to->max[row] : from->max[row];
         float a = mla_cpu_exp(to->max[row] - max), b = mla_cpu_exp(from->max[row] - max);
         float *out = (float *)(to + 1) + row * latent;

@@ -107,7 +107,8 @@ static void fini(struct setup *setup)
 
 static const float *cached(const struct setup *setup, int64_t s, int64_t token)
 {
-    int64_t block = setup->tables[setup->table[s] * PAGES_MAX + token / BLOCK];
+    int64_t at = (int64_t)setup->table[s] * PAGES_MAX + token / BLOCK;
+    int64_t block = setup->tables[at];
     return setup->pool.host + (block * BLOCK + token % BLOCK) * (setup->c->latent + setup->c->rope);
 }
 

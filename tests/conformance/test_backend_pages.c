@@ -14,10 +14,12 @@ static struct mla_kv_pool pool_of(const struct mla_tensor *rows)
 
 static void check_write(struct mla_device *device, enum mla_dtype dtype)
 {
-    static const int64_t slots[] = {BLOCK * 3 + 63, MLA_SLOT_NONE, 0, BLOCK * BLOCKS - 1, 64};
+    const int64_t block = BLOCK;
+    const int64_t slots[] = {block * 3 + 63, MLA_SLOT_NONE, 0, block * BLOCKS - 1, 64};
     enum { ROWS = sizeof slots / sizeof *slots, STRIDE = DIM + 2 };
     struct mla_tensor pool = mla_tensor_make(device, dtype, (int64_t)BLOCKS * BLOCK * DIM);
-    struct mla_tensor src = mla_tensor_make(device, device->backend->activation, ROWS * STRIDE);
+    struct mla_tensor src =
+        mla_tensor_make(device, device->backend->activation, (int64_t)ROWS * STRIDE);
     mla_tensor_fill(&src, 0, ROWS, STRIDE, DIM);
     mla_tensor_upload(device, &src);
     double *want = mla_wanted(&pool);
@@ -66,7 +68,8 @@ static void check_gather(struct mla_device *device, enum mla_dtype dtype)
     for (int s = 0; s < 3; s++) {
         for (int64_t row = context_first[s]; row < context_first[s + 1]; row++) {
             int64_t token = begin[s] + row - context_first[s];
-            int64_t slot = (int64_t)tables[4 * s + token / BLOCK] * BLOCK + token % BLOCK;
+            const int32_t *blocks = tables + (ptrdiff_t)s * 4;
+            int64_t slot = (int64_t)blocks[token / BLOCK] * BLOCK + token % BLOCK;
             for (int64_t i = 0; i < DIM; i++)
                 want[row * STRIDE + i] = (double)pool.host[slot * DIM + i];
         }

@@ -467,12 +467,17 @@ Test(client, asynchronous_open_and_close)
     cr_assert_eq(completion.u.close.blocks_free, 9);
 }
 
+/* And the abort that follows fails too. */
 static bool no_such_layer(struct fake *self, const struct mla_incoming *in)
 {
-    if (self->request.header.type != MLA_RUN)
-        return false;
-    send_error(in, MLA_LAYER, MLA_INDEX_NONE, "layer 0 is not served");
-    return true;
+    uint16_t type = self->request.header.type;
+    if (type == MLA_RUN)
+        send_error(in, MLA_LAYER, MLA_INDEX_NONE, "layer 0 is not served");
+    if (type == MLA_CLOSE) {
+        self->last_action = self->request.u.close.action;
+        send_error(in, MLA_STEP_UNKNOWN, MLA_INDEX_NONE, "there is no such step");
+    }
+    return type == MLA_RUN || type == MLA_CLOSE;
 }
 
 Test(client, run_layer)
@@ -561,6 +566,7 @@ enum wrong {
     WRONG_REQUEST,
     OTHER_SLOT,
     NO_TYPE,
+    EMPTY_FRAME,
     A_BYTE_MORE,
     GARBAGE,
     WRONGS,
@@ -576,7 +582,7 @@ static bool wrong_reply(struct fake *self, const struct mla_incoming *in)
         return false;
     struct mla_blob *result = twice(run, in->payload);
     enum wrong wrong = (enum wrong)self->kind;
-    if (wrong == WRONG_PAYLOAD || wrong == WRONG_PAYLOAD_BYTES)
+    if (wrong == WRONG_PAYLOAD)
         result->bytes -= 4;
     if (wrong == WRONG_ROWS) /* and the payload is what it says */
         result->bytes -= (size_t)HIDDEN * sizeof(float);
@@ -598,8 +604,10 @@ static bool wrong_reply(struct fake *self, const struct mla_incoming *in)
         header->request_id += MLA_RUNS_QUEUED_MAX + 1;
     if (wrong == OTHER_SLOT)
         header->request_id--;
-    if (wrong == NO_TYPE || wrong == WRONG_TYPE) {
-        header->type = wrong == NO_TYPE ? MLA_REPLY : MLA_CLOSE | MLA_REPLY;
+    if (wrong == NO_TYPE || wrong == WRONG_TYPE || wrong == EMPTY_FRAME) {
+        if (wrong != EMPTY_FRAME)
+            header->type = wrong == NO_TYPE ? MLA_REPLY : MLA_CLOSE | MLA_REPLY;
+        result->bytes = 0;
         header->payload_bytes = 0;
         header->status = MLA_MALFORMED;
         memcpy(self->reply.u.sentence, "what was that?", 15);
@@ -666,7 +674,7 @@ Test(client, replies_for_something_else_close)
 
 static bool twice_answered(struct fake *self, const struct mla_incoming *in)
 {
-    if (self->request.header.type == MLA_STATS)
+    if (self->request.header.type != MLA_HELLO)
         answer(in);
     return false;
 }
@@ -677,5 +685,14 @@ Test(client, a_second_reply_closes)
     start(twice_answered, 0);
     cr_assert_eq(mla_client_stats(client, &stats), MLA_OK);
     cr_assert_eq(mla_client_stats(client, &stats), MLA_MALFORMED);
+    check_closed();
+    stop();
+
+    uint64_t request = 0;
+    struct mla_completion completion;
+    start(twice_answered, 0);
+    cr_assert_eq(mla_client_submit_close(client, 1, MLA_COMMIT, &request), MLA_OK);
+    cr_assert_eq(mla_client_poll(client, -1, &completion), MLA_OK);
+    cr_assert_eq(mla_client_poll(client, -1, &completion), MLA_MALFORMED);
     check_closed();
 }
