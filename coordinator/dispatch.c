@@ -83,7 +83,7 @@ static bool result_is_reply(const struct mla_core *core, const struct step *step
             continue;
         uint32_t cursor = 0;
         struct mla_plan_run rows;
-        return mla_plan_next_run(plan, 0, 0, step->rows, &cursor, &rows) && rows.client_row == 0 &&
+        return mla_plan_next_run(plan, 0, 0, step->rows, &cursor, &rows) &&
                rows.count == step->rows;
     }
     return false;

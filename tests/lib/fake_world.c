@@ -201,6 +201,8 @@ static void answer_work(struct world *world, const struct world_work *work,
                                     .dtype = message->u.work.reply_dtype,
                                     .compute_ns = 1000 + rank,
                                     .collective_ns = 10};
+    if (world->repeat_done)
+        worker_says(world, number, &done, payload ? mla_blob_hold(payload) : NULL);
     worker_says(world, number, &done, payload);
 }
 
@@ -293,7 +295,9 @@ void world_fini(struct world *world)
 void world_send_frames(struct world *world, int client, const uint8_t *head, size_t head_bytes,
                        uint32_t frames, const void *payload, size_t payload_bytes)
 {
-    struct mla_incoming incoming = {.peer = peer_of((uint32_t)client),
+    struct mla_peer peer = peer_of((uint32_t)client);
+    peer.id[0] = world->generation[client];
+    struct mla_incoming incoming = {.peer = peer,
                                     .frames = frames,
                                     .head = head,
                                     .head_bytes = head_bytes,

@@ -25,7 +25,9 @@ struct world {
     uint32_t reply_count;                          /* all so far */
     struct world_reply replies[WORLD_REPLIES_MAX]; /* ring */
     struct world_work *first, *last;               /* messages that workers have not looked at */
-    bool refuse_client[64];                        /* sending to this client fails */
+    uint8_t generation[64]; /* another one: another peer at the same descriptor */
+    bool repeat_done;       /* workers send every result twice */
+    bool refuse_client[64]; /* sending to this client fails */
     uint32_t microbatches_seen, padded_rows_seen;
     uint64_t works_by_layer[8];
     uint64_t works_order[4096]; /* request layers in the order of dispatch, rank 0 */

@@ -307,6 +307,74 @@ Test(core, padding_reaches_the_workers_when_asked_for)
     world_fini(&world);
 }
 
+/* The descriptor of a client that went is taken by another before its end is told. */
+Test(core, a_late_end_is_not_taken_for_the_next_clients)
+{
+    start(1, 1);
+    world_hello(&world, 0);
+    struct mla_open_entry entry = {1, 0, 70};
+    cr_assert_eq(world_open(&world, 0, 1, &entry, 1), MLA_OK);
+    world.generation[0]++;
+    cr_assert_eq(world_open(&world, 0, 1, &entry, 1), MLA_HELLO_REQUIRED);
+    cr_assert_eq(blocks_used(), 0);
+    cr_assert_eq(world_hello(&world, 0), MLA_OK);
+    cr_assert_eq(world_open(&world, 0, 1, &entry, 1), MLA_OK);
+    world_client_gone(&world, 0); /* the first one's */
+    cr_assert_eq(blocks_used(), 2);
+    world_client_gone(&world, 0);
+    cr_assert_eq(blocks_used(), 0);
+    world_fini(&world);
+}
+
+Test(core, a_result_that_comes_twice_ends_the_group)
+{
+    start(1, 2);
+    world_hello(&world, 0);
+    struct mla_open_entry entry = {1, 0, 4};
+    world_open(&world, 0, 1, &entry, 1);
+    world_run(&world, 0, 1, 3, 4, 0);
+    world.repeat_done = true;
+    uint32_t replies = world.reply_count;
+    world_work(&world, UINT32_MAX);
+    cr_assert_eq(mla_core_groups_ready(world.core), 0);
+    cr_assert_eq(world.reply_count, replies + 1);
+    cr_assert_eq(world_last(&world)->header.status, MLA_GROUP_LOST);
+    cr_assert(mla_core_check(world.core));
+    world_fini(&world);
+}
+
+/* Two forks that share a partial block write in one step that fails: the block is shared again. */
+Test(core, a_failed_open_takes_copies_on_write_back)
+{
+    start(1, 1);
+    world_hello(&world, 0);
+    struct mla_open_entry entry = {1, 0, 10};
+    world_open(&world, 0, 1, &entry, 1);
+    world_close(&world, 0, 1, MLA_COMMIT);
+    static struct mla_message fork = {.header = {.type = MLA_FORK}};
+    fork.u.fork.count = 2;
+    fork.u.fork.entries[0] = (struct mla_fork_entry){1, 2, 10};
+    fork.u.fork.entries[1] = (struct mla_fork_entry){1, 3, 9};
+    cr_assert_eq(world_send(&world, 0, &fork, NULL, 0)->header.status, MLA_OK);
+    struct mla_open_entry filler = {9, 0, 60 * 8};
+    for (uint64_t step = 2; step <= 9; step++, filler.sequence++) {
+        cr_assert_eq(world_open(&world, 0, step, &filler, 1), MLA_OK);
+        cr_assert_eq(world_close(&world, 0, step, MLA_COMMIT), MLA_OK);
+        if (blocks_used() > 56)
+            break;
+    }
+    uint64_t used = blocks_used();
+    struct mla_open_entry entries[4] = {{1, 10, 1}, {2, 10, 1}, {3, 9, 1}, {99, 0, 500}};
+    cr_assert_eq(world_open(&world, 0, 20, entries, 4), MLA_KV_FULL);
+    cr_assert_eq(blocks_used(), used);
+    cr_assert_eq(world_open(&world, 0, 20, entries, 3), MLA_OK);
+    cr_assert_eq(blocks_used(), used + 2, "two of the three get a block of their own");
+    cr_assert_eq(world_close(&world, 0, 20, MLA_COMMIT), MLA_OK);
+    world_client_gone(&world, 0);
+    cr_assert_eq(blocks_used(), 0);
+    world_fini(&world);
+}
+
 /* Clients that do anything in any order; after every message the books must balance. */
 Test(core, survives_a_storm_of_requests)
 {
