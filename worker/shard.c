@@ -46,7 +46,7 @@ static enum mla_status upload(struct loader *loader, uint8_t *dst, uint64_t firs
 static enum mla_status load_part(struct loader *loader, const struct mla_tensor *tensor,
                                  struct part part, void *dst, uint64_t at)
 {
-    uint64_t width = tensor->dims == 2 ? tensor->shape[1] : tensor->shape[0];
+    uint64_t width = tensor->dims == 2 ? tensor->shape[1] : 1; /* a vector is a column or a row */
     uint64_t rows_a_turn = STAGE_ELEMENTS / part.columns;
     for (uint64_t done = 0; done < part.rows;) {
         uint64_t rows = part.rows - done < rows_a_turn ? part.rows - done : rows_a_turn;

@@ -6,11 +6,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../deploy/lib.sh"
 dir=$(mktemp -d "${TMPDIR:-/tmp}/mla-test.XXXXXX")
 
 finish() {
-    local code=$?
+    local code=$? service
     mla_stop || true
     if ((code)); then
         tail -n 30 "$dir"/*.log 2>/dev/null || true
     fi
+    # A service that was killed leaves its shared memory, in a folder of the same name.
+    for service in "$dir"/mla-serve.*; do
+        rm -rf "/dev/shm/${service##*/}"
+    done
     rm -rf "$dir"
     exit "$code"
 }
@@ -26,10 +30,30 @@ mla_case_model() {
     echo "$models/$1"
 }
 
-# Every process of a run has its folder's name among its arguments. Sanitizers report to the logs.
+# mla_pids PATTERN: process ids of this run whose command line matches. Every process of a run has
+# its folder's name among its arguments.
+mla_pids() {
+    local file
+    while read -r file; do
+        if { tr '\0' ' ' <"$file" | grep -qE "$1"; } 2>/dev/null; then
+            basename "$(dirname "$file")"
+        fi
+    done < <(grep -alF -f <(echo "$dir") /proc/[0-9]*/cmdline 2>/dev/null)
+}
+
+# mla_gone SECONDS: fails when something of this run is still there after so long.
+mla_gone() {
+    local deadline=$((SECONDS + $1))
+    while [[ -n $(mla_pids .) ]]; do
+        ((SECONDS < deadline)) || mla_fail 1 "still running: $(mla_pids .)"
+        sleep 0.1
+    done
+}
+
+# Sanitizers report to the logs.
 mla_nothing_left() {
     local left
-    left=$(grep -alF -f <(echo "$dir") /proc/[0-9]*/cmdline 2>/dev/null || true)
+    left=$(mla_pids .)
     [[ -z $left ]] || mla_fail 1 "still running: $left"
     ! grep -hE 'ERROR: [A-Za-z]*Sanitizer|runtime error:' "$dir"/*.log ||
         mla_fail 1 "a sanitizer reported an error"

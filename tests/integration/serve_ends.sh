@@ -6,35 +6,16 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 model=$(mla_case_model v3-tiny)
 
-# Process ids whose command line matches PATTERN and names the folder of this run.
-pids() {
-    local file
-    while read -r file; do
-        if tr '\0' ' ' <"$file" 2>/dev/null | grep -qE "$1"; then
-            basename "$(dirname "$file")"
-        fi
-    done < <(grep -alF -f <(echo "$dir") /proc/[0-9]*/cmdline 2>/dev/null)
-}
-
-# gone SECONDS: fails when something of this run is still there after so long.
-gone() {
-    local deadline=$((SECONDS + $1))
-    while [[ -n $(pids .) ]]; do
-        ((SECONDS < deadline)) || mla_fail 1 "still running: $(pids .)"
-        sleep 0.1
-    done
-}
-
 # ends SIGNAL PATTERN WANT: sends it to the first process that matches; mla-serve's status is WANT.
 ends() {
     local signal=$1 pattern=$2 want=$3 victim='' code=0
     rm -f "$dir/serve.out"
     mla_start "$dir" 60 --model "$model" --ranks 2 --groups 2 --endpoint "ipc://$dir/clients"
-    read -r victim < <(pids "$pattern") || mla_fail 1 "no process matches '$pattern'"
+    read -r victim < <(mla_pids "$pattern") || mla_fail 1 "no process matches '$pattern'"
     kill -s "$signal" "$victim"
     wait "$mla_serve" || code=$?
     ((code == want)) || mla_fail 1 "status $code instead of $want after $signal to $pattern"
-    gone 10
+    mla_gone 10
 }
 
 ends TERM '^bash .*mla-serve' 0

@@ -215,7 +215,7 @@ Test(channel, exchange_over_ipc)
     exchange(transports[1]);
 }
 
-/* A payload that was received is not copied when it is sent on. */
+/* What was received stays until it is dropped. */
 Test(channel, payloads_outlive_their_channel)
 {
     struct told told;
@@ -250,7 +250,7 @@ static uint32_t fill(struct mla_channel *channel, const struct mla_peer *peer,
             refused++;
             cr_assert_eq(mla_channel_wait(&channel, 1, 10), MLA_OK);
         }
-        cr_assert_lt(count, 100000, "the queue has no end");
+        cr_assert_lt(count, 500, "the queue has no end");
     }
     cr_assert_gt(count, QUEUE_MAX);
     return count;
@@ -328,20 +328,23 @@ Test(channel, full_queue_is_per_peer)
     wait_released(&told);
 }
 
-/* What is not sent at the end is let go of. */
+/* What is not sent at the end is let go of, though the peer is still there. */
 Test(channel, destroy_releases)
 {
     struct told told;
+    struct mla_channel_context *own = NULL;
     told_init(&told, BLOB_BYTES);
     listen_at(transports[0]);
-    client = dial();
+    cr_assert_eq(mla_channel_context_create(&own), MLA_OK);
+    cr_assert_eq(mla_channel_connect(own, mla_channel_endpoint(server), &options, &client), MLA_OK);
     (void)greet();
     (void)fill(client, NULL, &told.blob, PIECE_BYTES);
     mla_blob_drop(&told.blob);
+    cr_expect(!is_released(&told), "released before it was sent");
     mla_channel_destroy(&client);
-    mla_channel_destroy(&server);
-    mla_channel_context_destroy(&context);
-    wait_released(&told);
+    mla_channel_context_destroy(&own);
+    cr_expect(is_released(&told), "the context is gone and the payload still held");
+    free(told.blob.data);
 }
 
 static void send_frames(int fd, const char *head, uint32_t frames)
@@ -540,7 +543,7 @@ Test(channel, invalid_endpoints)
         "ipc://",
         "ipc://relative",
         "ipc:///a/path/that/is/longer/than/the/one/hundred/and/seven/bytes/"
-        "which/the/address/of/a/unix/socket/has/room/for",
+        "which/the/address/of/a/unix/socket/has/room/for/on/linux",
     };
     struct mla_channel *none = NULL;
     for (size_t i = 0; i < sizeof endpoints / sizeof *endpoints; i++) {

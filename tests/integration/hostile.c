@@ -1,0 +1,505 @@
+/* What a service must bear from its clients. hostile.sh runs one and tells us where; after each
+ * test a client that does everything right must be served, and nothing may be left of the other. */
+#include "comm/channel.h"
+#include "proto/client.h"
+#include "tests/lib/zmtp.h"
+#include "tests/unit/frames.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PATIENCE_S = 20, STEP = 5, ROWS = 3 };
+
+static const char *endpoint;
+static struct mla_channel_context *context;
+static struct mla_channel *channel;
+static struct mla_blob_pool *pool;
+static struct mla_hello_reply info;
+static struct mla_message request, reply;
+static struct frame frame;
+static uint64_t request_id;
+
+static int64_t now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
+}
+
+static void dial(void)
+{
+    const struct mla_channel_options options = {.queue_max = 1024,
+                                                .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX};
+    cr_assert_eq(mla_channel_connect(context, endpoint, &options, &channel), MLA_OK);
+}
+
+static void hang_up(void)
+{
+    mla_channel_destroy(&channel);
+}
+
+static struct mla_blob *payload_of(size_t bytes)
+{
+    struct mla_blob *blob = NULL;
+    cr_assert_eq(mla_blob_pool_get(pool, bytes, &blob), MLA_OK);
+    memset(blob->data, 0, bytes);
+    return blob;
+}
+
+static void send_message(const void *head, size_t head_bytes, struct mla_blob *payload)
+{
+    int64_t deadline_s = now_s() + PATIENCE_S;
+    enum mla_status status;
+    while ((status = mla_channel_send(channel, NULL, head, head_bytes, payload, 0,
+                                      payload ? payload->bytes : 0)) == MLA_AGAIN) {
+        cr_assert_lt(now_s(), deadline_s, "the service does not take messages");
+        cr_assert_eq(mla_channel_wait(&channel, 1, 5), MLA_OK);
+    }
+    cr_assert_eq(status, MLA_OK);
+}
+
+/* The status of the next reply. */
+static enum mla_status receive_reply(void)
+{
+    struct mla_incoming incoming;
+    int64_t deadline_s = now_s() + PATIENCE_S;
+    while (mla_channel_receive(channel, &incoming) == MLA_AGAIN) {
+        cr_assert_lt(now_s(), deadline_s, "no reply came");
+        cr_assert_eq(mla_channel_wait(&channel, 1, 100), MLA_OK);
+    }
+    enum mla_status status = mla_message_decode(incoming.head, incoming.head_bytes, &reply);
+    cr_assert_eq(status, MLA_OK, "the reply is not one: %s", mla_status_name(status));
+    cr_assert(reply.header.type & MLA_REPLY);
+    mla_blob_drop(incoming.payload);
+    return (enum mla_status)reply.header.status;
+}
+
+/* Sends `frame` and returns the status of its reply. */
+static enum mla_status ask_frame(struct mla_blob *payload)
+{
+    send_message(frame.data, frame.bytes, payload);
+    return receive_reply();
+}
+
+/* `request`, whose body is set, into `frame`. */
+static void encode(uint16_t type, uint64_t payload_bytes)
+{
+    request.header = (struct mla_header){
+        .type = type, .request_id = ++request_id, .payload_bytes = payload_bytes};
+    cr_assert_eq(mla_message_encode(&request, frame.data, sizeof frame.data, &frame.bytes), MLA_OK);
+}
+
+static enum mla_status ask(uint16_t type)
+{
+    encode(type, 0);
+    enum mla_status status = ask_frame(NULL);
+    cr_assert_eq(reply.header.request_id, request_id);
+    return status;
+}
+
+static void hello(void)
+{
+    request.u.hello = (struct mla_hello){1, 1};
+    cr_assert_eq(ask(MLA_HELLO), MLA_OK);
+    info = reply.u.hello_reply;
+}
+
+/* ROWS new sequences of one token. */
+static void set_open(void)
+{
+    request.u.open = (struct mla_open){.step = STEP, .count = ROWS};
+    for (uint32_t i = 0; i < ROWS; i++)
+        request.u.open.entries[i] = (struct mla_open_entry){.sequence = i, .tokens = 1};
+}
+
+static void open_step(void)
+{
+    set_open();
+    cr_assert_eq(ask(MLA_OPEN), MLA_OK, "%s", reply.u.sentence);
+}
+
+static void set_run(void)
+{
+    request.u.run = (struct mla_run){.step = STEP,
+                                     .layer = info.layers[0],
+                                     .dtype = MLA_F32,
+                                     .reply_dtype = MLA_F32,
+                                     .rows = ROWS,
+                                     .hidden = info.dims.hidden};
+}
+
+static size_t run_bytes(void)
+{
+    return (size_t)ROWS * info.dims.hidden * sizeof(float);
+}
+
+/* request.u.run with that many bytes announced and that many sent (0: no payload frame). */
+static enum mla_status ask_run(uint64_t announced, size_t sent)
+{
+    struct mla_blob *payload = sent ? payload_of(sent) : NULL;
+    encode(MLA_RUN, announced);
+    enum mla_status status = ask_frame(payload);
+    mla_blob_drop(payload);
+    return status;
+}
+
+/* A client that does everything right; in the end it is alone and nothing is in use. */
+static void expect_service(void)
+{
+    struct mla_client *client = NULL;
+    struct mla_stats stats = {0};
+    const struct mla_open_entry entry = {.sequence = 1, .tokens = 100};
+    cr_assert_eq(mla_client_connect(endpoint, NULL, &client), MLA_OK);
+    const struct mla_hello_reply *model = mla_client_info(client);
+    size_t values = (size_t)entry.tokens * model->dims.hidden;
+    float *x = malloc(values * sizeof *x);
+    float *y = malloc(values * sizeof *y);
+    for (size_t i = 0; i < values; i++)
+        x[i] = (float)(i % 17) - 8;
+    for (uint32_t i = 0; i < model->layer_count; i++) {
+        struct mla_client_run run = {.step = 1 + i,
+                                     .layer = model->layers[i],
+                                     .dtype = MLA_F32,
+                                     .reply_dtype = MLA_F32,
+                                     .rows = entry.tokens,
+                                     .x = x,
+                                     .y = y};
+        cr_assert_eq(mla_client_run_layer(client, &entry, 1, &run), MLA_OK, "%s",
+                     mla_client_error(client)->sentence);
+        for (size_t k = 0; k < values; k++)
+            cr_assert(isfinite(y[k]), "layer %u, value %zu", model->layers[i], k);
+        cr_assert_eq(mla_client_free(client, &entry.sequence, 1), MLA_OK);
+    }
+    int64_t deadline_s = now_s() + PATIENCE_S;
+    do {
+        cr_assert_lt(now_s(), deadline_s, "left: %llu clients, %llu blocks, %llu sequences",
+                     (unsigned long long)stats.clients, (unsigned long long)stats.blocks_used,
+                     (unsigned long long)stats.sequences);
+        cr_assert_eq(mla_client_stats(client, &stats), MLA_OK);
+    } while (stats.clients > 1 || stats.blocks_used > 0 || stats.sequences > 0);
+    cr_expect(stats.steps_open == 0 && stats.runs_in_flight == 0 &&
+              stats.blocks_free == stats.blocks_total);
+    free(x);
+    free(y);
+    mla_client_close_connection(&client);
+}
+
+static void setup(void)
+{
+    endpoint = getenv("MLA_TEST_ENDPOINT");
+    cr_assert_not_null(endpoint, "MLA_TEST_ENDPOINT says where the service is");
+    cr_assert_eq(mla_channel_context_create(&context), MLA_OK);
+    cr_assert_eq(mla_blob_pool_create((size_t)1 << 30, &pool), MLA_OK);
+    frame.seed = 42;
+    dial();
+}
+
+static void teardown(void)
+{
+    hang_up();
+    mla_blob_pool_destroy(&pool);
+    mla_channel_context_destroy(&context);
+    expect_service();
+}
+
+TestSuite(hostile, .init = setup, .fini = teardown, .timeout = 120);
+
+Test(hostile, garbage)
+{
+    for (int round = 0; round < 500; round++) {
+        frame.bytes = 0;
+        size_t bytes = frame_random(&frame) % 300;
+        while (frame.bytes < bytes)
+            frame_put(&frame, frame_random(&frame), 1);
+        cr_assert_eq(ask_frame(NULL), MLA_MALFORMED, "%zu bytes", bytes);
+    }
+}
+
+Test(hostile, truncated_messages)
+{
+    hello();
+    set_open();
+    encode(MLA_OPEN, 0);
+    for (size_t whole = frame.bytes, bytes = 0; bytes < whole; bytes++) {
+        frame.bytes = bytes;
+        cr_assert_eq(ask_frame(NULL), MLA_MALFORMED, "%zu of %zu bytes", bytes, whole);
+    }
+}
+
+/* Each byte of valid requests becomes another: a reply comes, whatever it says. */
+Test(hostile, wrong_bytes)
+{
+    static const uint16_t types[] = {MLA_HELLO, MLA_OPEN, MLA_CLOSE, MLA_FREE, MLA_STATS};
+    hello();
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        set_open();
+        if (types[t] == MLA_CLOSE)
+            request.u.close = (struct mla_close){.step = STEP, .action = MLA_COMMIT};
+        if (types[t] == MLA_FREE)
+            request.u.free = (struct mla_free){.count = 2, .sequences = {0, 1}};
+        encode(types[t], 0);
+        for (size_t i = 0; i < frame.bytes; i++) {
+            uint8_t right = frame.data[i];
+            frame.data[i] = (uint8_t)(right + 1 + frame_random(&frame) % 255);
+            (void)ask_frame(NULL);
+            frame.data[i] = right;
+        }
+    }
+}
+
+Test(hostile, too_many_frames)
+{
+    uint8_t answer[1024];
+    size_t bytes = 0;
+    bool more = false;
+    int fd = mla_zmtp_connect(endpoint);
+    cr_assert_geq(fd, 0);
+    for (uint32_t frames = 3; frames <= 3000; frames *= 10) {
+        request.u.hello = (struct mla_hello){1, 1};
+        encode(MLA_HELLO, 0);
+        cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, true));
+        for (uint32_t i = 1; i < frames; i++)
+            cr_assert(mla_zmtp_send(fd, "more", 4, i + 1 < frames));
+        cr_assert(mla_zmtp_receive(fd, answer, sizeof answer, &bytes, &more));
+        cr_assert_eq(mla_message_decode(answer, bytes, &reply), MLA_OK);
+        cr_expect_eq(reply.header.status, MLA_FRAMES);
+        cr_expect_eq(reply.header.request_id, request_id);
+    }
+    close(fd);
+}
+
+Test(hostile, counts_that_are_not_there)
+{
+    static const uint64_t giants[] = {4, 1025, 65537, INT32_MAX, UINT32_MAX - 1, UINT32_MAX};
+    hello();
+    for (size_t i = 0; i < sizeof giants / sizeof *giants; i++) {
+        set_open();
+        encode(MLA_OPEN, 0);
+        frame_set(&frame, COUNT_AT, giants[i], 4);
+        enum mla_status status = ask_frame(NULL);
+        cr_expect(status == MLA_MALFORMED || status == MLA_LIMIT, "count %llu: %s",
+                  (unsigned long long)giants[i], mla_status_name(status));
+        frame_set(&frame, COUNT_AT, ROWS, 4);
+        frame_set(&frame, BODY_AT, giants[i], 4);
+        cr_expect_eq(ask_frame(NULL), MLA_MALFORMED);
+        encode(MLA_STATS, 0);
+        frame_set(&frame, PAYLOAD_AT, giants[i] << 32, 8);
+        status = ask_frame(NULL);
+        cr_expect(status == MLA_MALFORMED || status == MLA_FRAMES, "payload: %s",
+                  mla_status_name(status));
+    }
+}
+
+Test(hostile, giant_steps)
+{
+    static const struct {
+        uint32_t start, tokens;
+    } shapes[] = {{0, UINT32_MAX}, {UINT32_MAX, 1}, {UINT32_MAX, UINT32_MAX}, {0, 65536},
+                  {0, 0},          {1 << 20, 1},    {UINT32_MAX - 1, 1 << 13}};
+    hello();
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        set_open();
+        request.u.open.entries[ROWS - 1].start = shapes[i].start;
+        request.u.open.entries[ROWS - 1].tokens = shapes[i].tokens;
+        enum mla_status status = ask(MLA_OPEN);
+        cr_expect(status == MLA_LIMIT || status == MLA_CONTEXT || status == MLA_COUNT,
+                  "%u tokens at %u: %s", shapes[i].tokens, shapes[i].start,
+                  mla_status_name(status));
+        cr_expect_eq(reply.header.index, ROWS - 1);
+    }
+    request.u.open.count = MLA_STEP_SEQUENCES_MAX;
+    for (uint32_t i = 0; i < MLA_STEP_SEQUENCES_MAX; i++)
+        request.u.open.entries[i] = (struct mla_open_entry){.sequence = i, .tokens = UINT32_MAX};
+    cr_expect_eq(ask(MLA_OPEN), MLA_LIMIT);
+    request.u.open.entries[0].tokens = 1;
+    request.u.open.entries[1] = request.u.open.entries[0];
+    request.u.open.count = 2;
+    cr_expect_eq(ask(MLA_OPEN), MLA_SEQUENCE_REPEATED);
+    cr_expect_eq(reply.header.index, 1);
+}
+
+Test(hostile, wrong_payloads)
+{
+    hello();
+    open_step();
+    size_t right = run_bytes();
+    set_run();
+    cr_expect_eq(ask_run(right, 0), MLA_FRAMES, "announced and not sent");
+    cr_expect_eq(ask_run(0, right), MLA_FRAMES, "sent and not announced");
+    cr_expect_eq(ask_run(0, 0), MLA_LENGTH, "neither");
+    cr_expect_eq(ask_run(right, right - 4), MLA_LENGTH, "less than announced");
+    cr_expect_eq(ask_run(right, right + 4), MLA_LENGTH, "more than announced");
+    cr_expect_eq(ask_run(right - 4, right - 4), MLA_LENGTH, "a value is missing");
+    cr_expect_eq(ask_run(right + 4, right + 4), MLA_LENGTH, "a value too many");
+    cr_expect_eq(ask_run(UINT64_MAX, right), MLA_LIMIT);
+    cr_expect_eq(ask_run(1 << 24, 1 << 24), MLA_LENGTH, "much too long");
+    request.u.run.dtype = MLA_BF16;
+    cr_expect_eq(ask_run(right, right), MLA_LENGTH, "bf16 takes half");
+    request.u.run.dtype = MLA_F16;
+    cr_expect_eq(ask_run(right, right), MLA_DTYPE);
+    set_run();
+    request.u.run.reply_dtype = UINT32_MAX;
+    cr_expect_eq(ask_run(right, right), MLA_DTYPE);
+    set_run();
+    request.u.run.rows = ROWS + 1;
+    cr_expect_eq(ask_run(right, right), MLA_COUNT);
+    request.u.run.rows = UINT32_MAX;
+    cr_expect_eq(ask_run(right, right), MLA_COUNT);
+    set_run();
+    request.u.run.hidden = UINT32_MAX;
+    cr_expect_eq(ask_run(right, right), MLA_COUNT);
+    set_run();
+    request.u.run.layer = UINT32_MAX;
+    cr_expect_eq(ask_run(right, right), MLA_LAYER);
+    set_run();
+    request.u.run.step = STEP + 1;
+    cr_expect_eq(ask_run(right, right), MLA_STEP_UNKNOWN);
+    set_run();
+    cr_expect_eq(ask_run(right, right), MLA_OK, "the right one after all: %s", reply.u.sentence);
+}
+
+/* Infinities and NaNs are the client's own, and stay with its step. */
+Test(hostile, values_that_are_no_numbers)
+{
+    struct mla_blob *payload = NULL;
+    hello();
+    open_step();
+    set_run();
+    encode(MLA_RUN, run_bytes());
+    payload = payload_of(run_bytes());
+    memset(payload->data, 0xff, payload->bytes);
+    cr_expect_eq(ask_frame(payload), MLA_OK, "%s", reply.u.sentence);
+    mla_blob_drop(payload);
+    request.u.close = (struct mla_close){.step = STEP, .action = MLA_COMMIT};
+    cr_expect_eq(ask(MLA_CLOSE), MLA_OK);
+}
+
+Test(hostile, other_versions)
+{
+    request.u.hello = (struct mla_hello){2, 9};
+    cr_expect_eq(ask(MLA_HELLO), MLA_VERSION);
+    request.u.hello = (struct mla_hello){0, 0};
+    cr_expect_eq(ask(MLA_HELLO), MLA_VERSION);
+    request.u.hello = (struct mla_hello){9, 2};
+    cr_expect_eq(ask(MLA_HELLO), MLA_VERSION);
+    request.u.hello = (struct mla_hello){1, 1};
+    encode(MLA_HELLO, 0);
+    frame_set(&frame, 4, 2, 2);
+    cr_expect_eq(ask_frame(NULL), MLA_VERSION, "in the header");
+    request.u.hello = (struct mla_hello){0, UINT32_MAX};
+    cr_expect_eq(ask(MLA_HELLO), MLA_OK, "version 1 is among them");
+}
+
+Test(hostile, nothing_before_hello)
+{
+    set_open();
+    cr_expect_eq(ask(MLA_OPEN), MLA_HELLO_REQUIRED);
+    cr_expect_eq(ask(MLA_STATS), MLA_HELLO_REQUIRED);
+    request.u.close = (struct mla_close){.step = STEP, .action = MLA_ABORT};
+    cr_expect_eq(ask(MLA_CLOSE), MLA_HELLO_REQUIRED);
+    request.u.free = (struct mla_free){.count = 1};
+    cr_expect_eq(ask(MLA_FREE), MLA_HELLO_REQUIRED);
+    set_run();
+    cr_expect_eq(ask_run(4000, 4000), MLA_HELLO_REQUIRED);
+}
+
+Test(hostile, types_that_are_not_requests)
+{
+    static const uint16_t types[] = {0, 9, 31, 32, 40, 127, 128, 129, 135, 255, 256, 65535};
+    hello();
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        encode(MLA_STATS, 0);
+        frame_set(&frame, 6, types[i], 2);
+        enum mla_status status = ask_frame(NULL);
+        cr_expect(status == MLA_TYPE || status == MLA_MALFORMED, "type %u: %s", types[i],
+                  mla_status_name(status));
+    }
+}
+
+Test(hostile, leaves_with_a_step_open)
+{
+    hello();
+    open_step();
+}
+
+/* The workers are at it while their client goes. */
+Test(hostile, leaves_with_runs_in_flight)
+{
+    hello();
+    set_open();
+    for (uint32_t i = 0; i < ROWS; i++)
+        request.u.open.entries[i].tokens = 200;
+    cr_assert_eq(ask(MLA_OPEN), MLA_OK);
+    size_t bytes = run_bytes() * 200;
+    for (int i = 0; i < 20; i++) {
+        struct mla_blob *payload = payload_of(bytes);
+        set_run();
+        request.u.run.rows = ROWS * 200;
+        encode(MLA_RUN, bytes);
+        send_message(frame.data, frame.bytes, payload);
+        mla_blob_drop(payload);
+    }
+    (void)receive_reply(); /* so they have arrived */
+}
+
+Test(hostile, messages_that_break_off)
+{
+    for (int i = 0; i < 20; i++) {
+        int fd = mla_zmtp_connect(endpoint);
+        cr_assert_geq(fd, 0);
+        request.u.hello = (struct mla_hello){1, 1};
+        encode(MLA_HELLO, 0);
+        cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, false));
+        cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, true));
+        cr_assert(mla_zmtp_send_head(fd, 1000000, false));
+        cr_assert(mla_zmtp_send_bytes(fd, "only these", 10));
+        close(fd);
+    }
+}
+
+Test(hostile, frames_without_end)
+{
+    int fd = mla_zmtp_connect(endpoint);
+    cr_assert(mla_zmtp_send_head(fd, (uint64_t)1 << 62, false));
+    cr_expect(mla_zmtp_closed(fd), "the connection stays");
+    close(fd);
+}
+
+/* Half-open connections, and those that don't speak ZeroMQ. */
+Test(hostile, connections_that_say_nothing)
+{
+    int fds[100];
+    for (int i = 0; i < 100; i++) {
+        fds[i] = mla_zmtp_dial(endpoint);
+        cr_assert_geq(fds[i], 0);
+        if (i % 2)
+            cr_assert(mla_zmtp_send_bytes(fds[i], "GET / HTTP/1.1\r\n\r\n", 18));
+    }
+    hello();
+    for (int i = 0; i < 100; i++)
+        close(fds[i]);
+}
+
+/* It asks and asks and never reads: only it is dropped, though its connection stands. */
+Test(hostile, a_client_that_does_not_read)
+{
+    int fd = mla_zmtp_connect(endpoint);
+    request.u.hello = (struct mla_hello){1, 1};
+    encode(MLA_HELLO, 0);
+    cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, false));
+    set_open();
+    encode(MLA_OPEN, 0);
+    cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, false));
+    encode(MLA_STATS, 0);
+    for (int i = 0; i < 30000; i++)
+        cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, false));
+    hang_up();
+    expect_service();
+    close(fd);
+    dial();
+}

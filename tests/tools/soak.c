@@ -1,0 +1,300 @@
+/* mla-soak: gives a service a great many RUNs of one step, to see what it does in the long run. */
+#include "proto/client.h"
+#include "proto/parse.h"
+#include "tests/lib/formula.h"
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { IN_FLIGHT_MAX = 64, TIMEOUT_MS = 30000, STEP = 1 };
+
+static const char usage[] =
+    "usage: mla-soak --endpoint E --runs N [--rows N] [--in-flight N]\n"
+    "\n"
+    "Opens a step of --rows sequences with one token each, gives it N RUNs over all layers and\n"
+    "compares every output with the first of its layer, bit for bit. At the end the service must\n"
+    "hold nothing any more, so nobody else may use it.\n"
+    "\n"
+    "  --endpoint E     of the service (tcp://host:port or ipc:///path)\n"
+    "  --runs N         how many\n"
+    "  --rows N         rows of a RUN (16)\n"
+    "  --in-flight N    RUNs at a time (4)\n"
+    "\n"
+    "Ends with 0 when all outputs are alike and nothing is left, 1 when not, 2 for wrong options,\n"
+    "7 when the service does not answer.\n";
+
+struct options {
+    const char *endpoint;
+    uint64_t runs, rows, in_flight;
+};
+
+/* A place for a RUN that is on its way. */
+struct place {
+    bool used;
+    uint64_t request;
+    struct mla_client_run run;
+};
+
+struct soak {
+    struct options options;
+    struct mla_client *client;
+    const struct mla_hello_reply *info;
+    struct mla_open_entry *entries;
+    uint64_t *sequences;
+    size_t bytes;   /* of a payload */
+    float *x;       /* one input for all */
+    uint8_t *first; /* [layers, rows, hidden]: the first output of each layer */
+    bool *known;    /* [layers] */
+    struct place places[IN_FLIGHT_MAX];
+    uint64_t submitted, done, busy, differing;
+};
+
+static enum mla_status failed(const struct soak *soak, const char *what, enum mla_status status)
+{
+    const struct mla_client_error *error = mla_client_error(soak->client);
+    fprintf(stderr, "mla-soak: %s: %s: %s\n", what, mla_status_name(status),
+            error->status == status ? error->sentence : mla_status_sentence(status));
+    return status;
+}
+
+static double now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static enum mla_status allocate(struct soak *soak)
+{
+    const struct options *options = &soak->options;
+    uint64_t hidden = soak->info->dims.hidden;
+    uint64_t shape[2] = {options->rows, hidden};
+    soak->bytes = options->rows * hidden * sizeof *soak->x;
+    soak->x = malloc(soak->bytes);
+    soak->first = malloc(soak->info->layer_count * soak->bytes);
+    soak->known = calloc(soak->info->layer_count, sizeof *soak->known);
+    soak->entries = calloc(options->rows, sizeof *soak->entries);
+    soak->sequences = calloc(options->rows, sizeof *soak->sequences);
+    bool ok = soak->x && soak->first && soak->known && soak->entries && soak->sequences;
+    for (uint64_t i = 0; ok && i < options->in_flight; i++) {
+        soak->places[i].run.y = malloc(soak->bytes);
+        ok = soak->places[i].run.y != NULL;
+    }
+    if (!ok) {
+        fputs("mla-soak: out of memory\n", stderr);
+        return MLA_MEMORY;
+    }
+    mla_formula_fill("soak", 2, shape, 0, options->rows * hidden, soak->x);
+    for (uint64_t i = 0; i < options->rows; i++) {
+        soak->entries[i] = (struct mla_open_entry){.sequence = i + 1, .tokens = 1};
+        soak->sequences[i] = i + 1;
+    }
+    return MLA_OK;
+}
+
+/* Gives a RUN to every place that has none, as far as the service takes them. */
+static enum mla_status submit(struct soak *soak)
+{
+    for (uint64_t i = 0; i < soak->options.in_flight && soak->submitted < soak->options.runs; i++) {
+        struct place *place = &soak->places[i];
+        if (place->used)
+            continue;
+        place->run = (struct mla_client_run){
+            .step = STEP,
+            .layer = soak->info->layers[soak->submitted % soak->info->layer_count],
+            .dtype = MLA_F32,
+            .reply_dtype = MLA_F32,
+            .rows = (uint32_t)soak->options.rows,
+            .x = soak->x,
+            .y = place->run.y};
+        enum mla_status status = mla_client_submit_run(soak->client, &place->run, &place->request);
+        if (status == MLA_AGAIN)
+            return MLA_OK;
+        if (status != MLA_OK)
+            return failed(soak, "RUN", status);
+        place->used = true;
+        soak->submitted++;
+    }
+    return MLA_OK;
+}
+
+static void compare(struct soak *soak, const struct mla_client_run *run)
+{
+    uint32_t layer = 0;
+    while (soak->info->layers[layer] != run->layer)
+        layer++;
+    uint8_t *first = soak->first + layer * soak->bytes;
+    if (!soak->known[layer])
+        memcpy(first, run->y, soak->bytes);
+    soak->known[layer] = true;
+    soak->differing += memcmp(first, run->y, soak->bytes) != 0;
+}
+
+/* Takes one completion. A RUN that the service was too busy for is given to it again. */
+static enum mla_status take(struct soak *soak)
+{
+    struct mla_completion completion;
+    enum mla_status status = mla_client_poll(soak->client, TIMEOUT_MS, &completion);
+    if (status != MLA_OK)
+        return failed(soak, "no reply", status == MLA_AGAIN ? MLA_TIMEOUT : status);
+    struct place *place = soak->places;
+    while (!place->used || place->request != completion.request)
+        place++;
+    place->used = false;
+    if (completion.error.status == MLA_BUSY) {
+        soak->busy++;
+        soak->submitted--;
+        return MLA_OK;
+    }
+    if (completion.error.status != MLA_OK) {
+        fprintf(stderr, "mla-soak: RUN: %s: %s\n", mla_status_name(completion.error.status),
+                completion.error.sentence);
+        return completion.error.status;
+    }
+    soak->done++;
+    compare(soak, &place->run);
+    return MLA_OK;
+}
+
+/* The service must be as empty as it began. */
+static enum mla_status check_empty(struct soak *soak, bool *ok)
+{
+    struct mla_stats stats;
+    enum mla_status status = mla_client_stats(soak->client, &stats);
+    if (status != MLA_OK)
+        return failed(soak, "STATS", status);
+    *ok = stats.blocks_used == 0 && stats.blocks_free == stats.blocks_total &&
+          stats.sequences == 0 && stats.steps_open == 0 && stats.runs_in_flight == 0;
+    if (!*ok)
+        fprintf(stderr,
+                "mla-soak: left in the service: %" PRIu64 " blocks, %" PRIu64 " sequences, %" PRIu64
+                " steps, %" PRIu64 " RUNs\n",
+                stats.blocks_used, stats.sequences, stats.steps_open, stats.runs_in_flight);
+    return MLA_OK;
+}
+
+static enum mla_status run(struct soak *soak, bool *ok)
+{
+    const struct options *options = &soak->options;
+    struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS};
+    enum mla_status status = mla_client_connect(options->endpoint, &client_options, &soak->client);
+    if (status != MLA_OK) /* the client has said why */
+        return status;
+    soak->info = mla_client_info(soak->client);
+    status = allocate(soak);
+    if (status != MLA_OK)
+        return status;
+    status = mla_client_open(soak->client, STEP, soak->entries, (uint32_t)options->rows, NULL);
+    if (status != MLA_OK)
+        return failed(soak, "OPEN", status);
+
+    double begin_s = now_s();
+    while (status == MLA_OK && soak->done < options->runs) {
+        status = submit(soak);
+        if (status == MLA_OK)
+            status = take(soak);
+    }
+    if (status != MLA_OK)
+        return status;
+    double seconds = now_s() - begin_s;
+
+    status = mla_client_close(soak->client, STEP, MLA_COMMIT);
+    if (status != MLA_OK)
+        return failed(soak, "CLOSE", status);
+    status = mla_client_free(soak->client, soak->sequences, (uint32_t)options->rows);
+    if (status != MLA_OK)
+        return failed(soak, "FREE", status);
+    printf("%" PRIu64 " RUNs of %" PRIu64 " rows in %.1f s, %.0f a second, %" PRIu64
+           " refused as BUSY, %" PRIu64 " differing\n",
+           soak->done, options->rows, seconds, (double)soak->done / seconds, soak->busy,
+           soak->differing);
+    status = check_empty(soak, ok);
+    *ok = *ok && soak->differing == 0;
+    return status;
+}
+
+static void soak_fini(struct soak *soak)
+{
+    mla_client_close_connection(&soak->client); /* first: it may still use x and y */
+    for (int i = 0; i < IN_FLIGHT_MAX; i++)
+        free(soak->places[i].run.y);
+    free(soak->x);
+    free(soak->first);
+    free(soak->known);
+    free(soak->entries);
+    free(soak->sequences);
+}
+
+static bool read_number(const char *name, uint64_t most, uint64_t *out)
+{
+    if (mla_parse_number(optarg, 1, most, out))
+        return true;
+    fprintf(stderr, "mla-soak: --%s must be a number from 1 to %" PRIu64 ", not %s\n", name, most,
+            optarg);
+    return false;
+}
+
+/* *help: it was asked for, and nothing else is set. */
+static enum mla_status read_options(int argc, char **argv, struct options *out, bool *help)
+{
+    static const struct option known[] = {
+        {"endpoint", required_argument, NULL, 'e'}, {"runs", required_argument, NULL, 'n'},
+        {"rows", required_argument, NULL, 'r'},     {"in-flight", required_argument, NULL, 'f'},
+        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0},
+    };
+    struct options options = {.rows = 16, .in_flight = 4};
+    int option;
+    bool ok = true;
+    while (ok && (option = getopt_long(argc, argv, "h", known, NULL)) != -1) {
+        switch (option) {
+        case 'e':
+            options.endpoint = optarg;
+            break;
+        case 'n':
+            ok = read_number("runs", UINT32_MAX, &options.runs);
+            break;
+        case 'r':
+            ok = read_number("rows", MLA_STEP_SEQUENCES_MAX, &options.rows);
+            break;
+        case 'f':
+            ok = read_number("in-flight", IN_FLIGHT_MAX, &options.in_flight);
+            break;
+        case 'h':
+            *help = true;
+            return MLA_OK;
+        default: /* getopt_long has said what is wrong */
+            ok = false;
+        }
+    }
+    if (ok && optind == argc && options.endpoint && options.runs) {
+        *out = options;
+        return MLA_OK;
+    }
+    if (ok)
+        fputs("mla-soak: --endpoint and --runs must be given, and nothing but options "
+              "(mla-soak --help)\n",
+              stderr);
+    return MLA_OPTION;
+}
+
+int main(int argc, char **argv)
+{
+    static struct soak soak;
+    bool help = false;
+    bool ok = false;
+    enum mla_status status = read_options(argc, argv, &soak.options, &help);
+    if (help) {
+        fputs(usage, stdout);
+        return 0;
+    }
+    if (status == MLA_OK)
+        status = run(&soak, &ok);
+    soak_fini(&soak);
+    if (status != MLA_OK)
+        return mla_status_exit_code(status);
+    return ok ? 0 : 1;
+}
