@@ -37,7 +37,7 @@ killed() {
     ((code == 1 || code == 7)) || mla_fail 1 "the client ended with $code"
     grep -E 'failed: (GROUP_LOST|STEP_LOST|NOT_READY|CLOSED): ' "$dir/bench.log" ||
         mla_fail 1 "the client was not told what happened"
-    grep -q 'group 0 .* is lost' "$dir/coordinator.log" ||
+    grep -q 'group 0 .* is lost: a worker' "$dir/coordinator.log" ||
         mla_fail 1 "the coordinator didn't see the group go"
 }
 

@@ -1,10 +1,11 @@
 #include "tests/lib/zmtp.h"
 
+#include "proto/parse.h"
+
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -24,16 +25,21 @@ static int dial(const struct sockaddr *address, socklen_t bytes)
 
 int mla_zmtp_dial(const char *endpoint)
 {
-    char host[64];
-    unsigned port = 0;
     if (strncmp(endpoint, "ipc://", 6) == 0) {
         struct sockaddr_un address = {.sun_family = AF_UNIX};
         snprintf(address.sun_path, sizeof address.sun_path, "%s", endpoint + 6);
         return dial((const struct sockaddr *)&address, sizeof address);
     }
+    char host[64] = "";
+    uint64_t port = 0;
+    const char *colon = strrchr(endpoint, ':');
     struct sockaddr_in address = {.sin_family = AF_INET};
-    if (sscanf(endpoint, "tcp://%63[0-9.]:%5u", host, &port) != 2 ||
-        inet_pton(AF_INET, host, &address.sin_addr) != 1)
+    if (strncmp(endpoint, "tcp://", 6) != 0 || colon < endpoint + 6 ||
+        colon - endpoint - 6 >= (ptrdiff_t)sizeof host ||
+        !mla_parse_number(colon + 1, 1, UINT16_MAX, &port))
+        return -1;
+    memcpy(host, endpoint + 6, (size_t)(colon - endpoint - 6));
+    if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
         return -1;
     address.sin_port = htons((uint16_t)port);
     return dial((const struct sockaddr *)&address, sizeof address);

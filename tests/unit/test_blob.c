@@ -4,7 +4,7 @@
 #include <pthread.h>
 #include <string.h>
 
-enum { PAGE = 4096 }; /* the smallest size class */
+#define PAGE ((size_t)4096) /* the smallest size class */
 
 static struct mla_blob_pool *pool;
 
@@ -176,9 +176,9 @@ static void run_threads(void *(*function)(void *), void *argument)
 
 Test(blob, threads)
 {
-    make_pool(4 * THREADS * PAGE);
+    make_pool(PAGE * 4 * THREADS);
     run_threads(get_and_drop, pool);
-    cr_expect_leq(mla_blob_pool_bytes(pool), 4 * THREADS * PAGE);
+    cr_expect_leq(mla_blob_pool_bytes(pool), PAGE * 4 * THREADS);
     mla_blob_pool_destroy(&pool);
 }
 

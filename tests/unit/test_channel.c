@@ -542,8 +542,8 @@ Test(channel, invalid_endpoints)
         "tcp://127.0.0.1:65536",
         "ipc://",
         "ipc://relative",
-        "ipc:///a/path/that/is/longer/than/the/one/hundred/and/seven/bytes/"
-        "which/the/address/of/a/unix/socket/has/room/for/on/linux",
+        ("ipc:///a/path/that/is/longer/than/the/one/hundred/and/seven/bytes/"
+         "which/the/address/of/a/unix/socket/has/room/for/on/linux"),
     };
     struct mla_channel *none = NULL;
     for (size_t i = 0; i < sizeof endpoints / sizeof *endpoints; i++) {

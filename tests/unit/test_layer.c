@@ -249,7 +249,7 @@ static void run_step(const char *what)
             cr_expect(found < tolerance, "%s, layer %u, microbatch %u: %g", what, l, m, found);
             run(l, m, again);
             cr_expect_arr_eq(
-                out, again, plan.microbatches[m].rows * shard.config.hidden * sizeof *out,
+                out, again, sizeof *out * plan.microbatches[m].rows * shard.config.hidden,
                 "%s, layer %u, microbatch %u: another result the second time", what, l, m);
         }
     mark_written();

@@ -49,7 +49,9 @@ TestSuite(step, .init = setup, .fini = teardown);
 /* A copy in host memory, until the test ends. */
 static const void *host(const void *device, size_t bytes)
 {
+    cr_assert_gt(bytes, 0);
     void *copy = malloc(bytes);
+    cr_assert_not_null(copy);
     cr_assert_eq(backend->ops->download(backend, copy, device, bytes), MLA_OK);
     cr_assert_eq(backend->ops->synchronize(backend), MLA_OK);
     return copy;
@@ -67,11 +69,11 @@ static void check_rows(uint32_t index)
 {
     const struct mla_microbatch *mb = &step.microbatches[index];
     const struct mla_plan_microbatch *from = &plan.microbatches[index];
-    const int32_t *positions = host(mb->positions, from->padded * sizeof *positions);
+    const uint32_t *positions = host(mb->positions, from->padded * sizeof *positions);
     const int64_t *slots = host(mb->slots, from->padded * sizeof *slots);
-    const int32_t *table = host(mb->table, from->entry_count * sizeof *table);
-    const int32_t *row_first = host(mb->row_first, (from->entry_count + 1) * sizeof *row_first);
-    const int32_t *kv_length = host(mb->kv_length, from->entry_count * sizeof *kv_length);
+    const uint32_t *table = host(mb->table, from->entry_count * sizeof *table);
+    const uint32_t *row_first = host(mb->row_first, (from->entry_count + 1) * sizeof *row_first);
+    const uint32_t *kv_length = host(mb->kv_length, from->entry_count * sizeof *kv_length);
     cr_expect(mb->kind == (enum mla_microbatch_kind)from->kind && mb->rows == from->rows &&
               mb->padded == from->padded && mb->sequences == from->entry_count);
     uint32_t row = 0;
@@ -121,7 +123,7 @@ static void check_chunks(uint32_t index, int64_t chunk_rows)
             most = rows > most ? rows : most;
             if (rows == 0)
                 continue;
-            cr_expect_eq(begin[i], seen[i], "chunk %u, sequence %u", c, i);
+            cr_expect_eq((uint32_t)begin[i], seen[i], "chunk %u, sequence %u", c, i);
             seen[i] += (uint32_t)rows;
         }
         cr_expect_eq(first[from->entry_count], chunk->rows);
