@@ -116,7 +116,7 @@ static bool set_int(void *socket, int option, int value)
 static bool set_options(struct mla_channel *channel, const struct mla_channel_options *options)
 {
     int64_t frame_bytes_max = (int64_t)options->frame_bytes_max;
-    bool ok = set_int(channel->socket, ZMQ_LINGER, 0) &&
+    bool ok = set_int(channel->socket, ZMQ_LINGER, options->linger_ms) &&
               set_int(channel->socket, ZMQ_SNDHWM, options->queue_max) &&
               set_int(channel->socket, ZMQ_RCVHWM, options->queue_max) &&
               set_int(channel->socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) &&

@@ -28,6 +28,7 @@ void mla_channel_context_destroy(struct mla_channel_context **context);
 struct mla_channel_options {
     int queue_max;            /* messages waiting in each direction, per peer */
     uint64_t frame_bytes_max; /* a larger frame ends the connection */
+    int linger_ms;            /* how long the context's end waits for what is not sent yet */
 };
 
 /* A server's end: binds "tcp://address:port" (port * picks one) or "ipc:///path". MLA_ENDPOINT
@@ -39,7 +40,7 @@ enum mla_status mla_channel_bind(struct mla_channel_context *context, const char
 enum mla_status mla_channel_connect(struct mla_channel_context *context, const char *endpoint,
                                     const struct mla_channel_options *options,
                                     struct mla_channel **out);
-/* What is not sent yet is dropped. */
+/* What is not sent within linger_ms is dropped. */
 void mla_channel_destroy(struct mla_channel **channel);
 
 /* The endpoint really bound (with the port that was picked). Valid as long as the channel. */

@@ -57,16 +57,20 @@ static void send_shutdown(struct mla_core *core, const struct mla_peer *peer, ui
                                         0); /* it may be gone already */
 }
 
-/* Tells all ranks that joined to end, and forgets the job. */
-static void group_dismiss(struct mla_core *core, uint32_t index)
+/* Tells all ranks that joined to end. */
+static void shutdown_ranks(struct mla_core *core, const struct group *group)
 {
-    struct group *group = &core->groups[index];
-    for (uint32_t rank = 0; rank < group->ranks; rank++) {
-        if (!(group->joined_set >> rank & 1))
-            continue;
-        send_shutdown(core, &group->peers[rank], group->epoch);
-        core->worker_fds[group->peers[rank].fd].owner = NONE;
-    }
+    for (uint32_t rank = 0; rank < group->ranks; rank++)
+        if (group->joined_set >> rank & 1)
+            send_shutdown(core, &group->peers[rank], group->epoch);
+}
+
+/* Forgets the job. */
+static void group_clear(struct mla_core *core, struct group *group)
+{
+    for (uint32_t rank = 0; rank < group->ranks; rank++)
+        if (group->joined_set >> rank & 1)
+            core->worker_fds[group->peers[rank].fd].owner = NONE;
     mla_ledger_destroy(&group->ledger);
     struct work *works = group->works;
     *group = (struct group){.works = works, .next_work = group->next_work};
@@ -89,7 +93,8 @@ void group_lose(struct mla_core *core, uint32_t index, const char *why)
             if (core->runs[i].used && core->steps[core->runs[i].step].lost)
                 run_fail(core, i, MLA_GROUP_LOST, "the workers died under this RUN");
     }
-    group_dismiss(core, index);
+    shutdown_ranks(core, group);
+    group_clear(core, group);
 }
 
 /* A joining rank must be like those that joined before it and like the service's other groups. */
@@ -320,6 +325,5 @@ void mla_core_tick(struct mla_core *core)
 void mla_core_shutdown(struct mla_core *core)
 {
     for (uint32_t i = 0; i < core->options.groups; i++)
-        if (core->groups[i].state != GROUP_EMPTY)
-            group_lose(core, i, "the service ends");
+        shutdown_ranks(core, &core->groups[i]);
 }

@@ -6,7 +6,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
-enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64 };
+/* The last messages tell workers to end: they should arrive. */
+enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64, LINGER_MS = 500 };
 
 struct server {
     struct mla_channel_context *context;
@@ -101,7 +102,8 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
                                        .send_worker = send_worker,
                                        .now_ns = now_ns};
     struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
-                                         .frame_bytes_max = options->core.payload_bytes_max / 2};
+                                         .frame_bytes_max = options->core.payload_bytes_max / 2,
+                                         .linger_ms = LINGER_MS};
     catch_signals();
     umask(0077); /* ipc endpoints are for this user alone */
     enum mla_status status = mla_core_create(&options->core, &effects, &server.core);

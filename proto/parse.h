@@ -9,7 +9,8 @@
 bool mla_parse_number(const char *text, uint64_t least, uint64_t most, uint64_t *out);
 /* A number of bytes with an optional K, M, G or T (powers of 1024). */
 bool mla_parse_bytes(const char *text, uint64_t *out);
-/* "1,2,8": ascending numbers, at least one, at most `capacity`. */
+/* "1,2,8": ascending numbers, at least one, at most `capacity`. `list` may be written to even when
+ * that fails. */
 bool mla_parse_list(const char *text, uint32_t capacity, uint32_t *list, uint32_t *count);
 
 #endif

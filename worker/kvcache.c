@@ -19,6 +19,7 @@ enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *
                                   .layer_count = layer_count,
                                   .blocks = blocks,
                                   .sequences = sequences,
+                                  .context_max = context_max,
                                   .table_stride = stride,
                                   .dtype = dtype,
                                   .latent = config->latent,

@@ -10,7 +10,7 @@
 
 struct mla_kvcache {
     struct mla_backend *backend;
-    uint32_t layer_count, blocks, sequences, table_stride;
+    uint32_t layer_count, blocks, sequences, context_max, table_stride;
     enum mla_dtype dtype;
     uint32_t latent, rope;
     void *pools[MLA_LAYERS_MAX];

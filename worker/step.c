@@ -24,8 +24,7 @@ static bool entries_fit(const struct mla_kvcache *cache, const struct mla_plan_m
     for (uint32_t i = 0; i < plan->entry_count; i++) {
         struct mla_plan_entry entry = mla_plan_entry_at(plan, i);
         uint64_t length = (uint64_t)entry.start + entry.tokens;
-        if (entry.table >= cache->sequences ||
-            length > (uint64_t)cache->table_stride * MLA_BLOCK_TOKENS)
+        if (entry.table >= cache->sequences || length > cache->context_max)
             return false;
     }
     return true;

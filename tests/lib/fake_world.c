@@ -224,6 +224,8 @@ static void work_one(struct world *world, const struct world_work *work)
             struct mla_plan_microbatch mb = mla_plan_microbatch_at(&message.u.plan, i);
             world->padded_rows_seen += mb.padded - mb.rows;
         }
+    } else if (message.header.type == MLA_SHUTDOWN) {
+        world->shutdowns_seen++;
     } else if (message.header.type == MLA_WORK) {
         if ((number - 100) % 32 == 0) {
             world->microbatches_seen++;

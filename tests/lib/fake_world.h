@@ -28,7 +28,7 @@ struct world {
     uint8_t generation[64]; /* another one: another peer at the same descriptor */
     bool repeat_done;       /* workers send every result twice */
     bool refuse_client[64]; /* sending to this client fails */
-    uint32_t microbatches_seen, padded_rows_seen;
+    uint32_t shutdowns_seen, microbatches_seen, padded_rows_seen;
     uint64_t works_by_layer[8];
     uint64_t works_order[4096]; /* request layers in the order of dispatch, rank 0 */
     uint32_t works_count;

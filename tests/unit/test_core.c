@@ -326,6 +326,20 @@ Test(core, a_late_end_is_not_taken_for_the_next_clients)
     world_fini(&world);
 }
 
+Test(core, shutdown_tells_the_workers_and_leaves_the_rest)
+{
+    start(1, 2);
+    world_hello(&world, 0);
+    struct mla_open_entry entry = {1, 0, 4};
+    world_open(&world, 0, 1, &entry, 1);
+    world_work(&world, UINT32_MAX);
+    mla_core_shutdown(world.core);
+    cr_assert(mla_core_check(world.core));
+    world_work(&world, UINT32_MAX);
+    cr_assert_eq(world.shutdowns_seen, 2);
+    world_fini(&world);
+}
+
 Test(core, a_result_that_comes_twice_ends_the_group)
 {
     start(1, 2);
