@@ -1,27 +1,16 @@
 #include "comm/bootstrap.h"
 
-#include <mpi.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "comm/mpi_error.h"
 
-static enum mla_status check(int rc, const char *what)
-{
-    if (rc == MPI_SUCCESS)
-        return MLA_OK;
-    char text[MPI_MAX_ERROR_STRING];
-    int length = 0;
-    MPI_Error_string(rc, text, &length);
-    fprintf(stderr, "%s: %.*s\n", what, length, text);
-    return MLA_COLLECTIVE;
-}
+#include <stdlib.h>
 
 enum mla_status mla_bootstrap_init(int *argc, char ***argv, uint32_t *rank, uint32_t *ranks)
 {
     int provided = 0;
     int r = 0;
     int n = 1;
-    enum mla_status status =
-        check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+    enum mla_status status = mla_mpi_check(
+        MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
     if (status != MLA_OK)
         return status;
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
@@ -45,13 +34,13 @@ void mla_bootstrap_abort(int exit_code)
 
 enum mla_status mla_bootstrap_broadcast(void *data, size_t bytes)
 {
-    return check(MPI_Bcast(data, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD), "MPI_Bcast");
+    return mla_mpi_check(MPI_Bcast(data, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD), "MPI_Bcast");
 }
 
 static enum mla_status reduce(uint64_t *value, MPI_Op op)
 {
-    return check(MPI_Allreduce(MPI_IN_PLACE, value, 1, MPI_UINT64_T, op, MPI_COMM_WORLD),
-                 "MPI_Allreduce");
+    return mla_mpi_check(MPI_Allreduce(MPI_IN_PLACE, value, 1, MPI_UINT64_T, op, MPI_COMM_WORLD),
+                         "MPI_Allreduce");
 }
 
 enum mla_status mla_bootstrap_min(uint64_t *value)
@@ -69,9 +58,9 @@ enum mla_status mla_bootstrap_local(uint32_t *local_rank, uint32_t *local_ranks)
     MPI_Comm local;
     int rank = 0;
     int ranks = 1;
-    enum mla_status status =
-        check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local),
-              "MPI_Comm_split_type");
+    enum mla_status status = mla_mpi_check(
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local),
+        "MPI_Comm_split_type");
     if (status != MLA_OK)
         return status;
     MPI_Comm_rank(local, &rank);

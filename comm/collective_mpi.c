@@ -1,29 +1,16 @@
 #include "comm/collective.h"
 
-#include <limits.h>
-#include <mpi.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
+#include "comm/mpi_error.h"
+#include "proto/clock.h"
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
+#include <limits.h>
+#include <stdlib.h>
 
 static enum mla_status finish(struct mla_collective *collective, uint64_t begin_ns, int rc,
                               const char *what)
 {
-    collective->ns += now_ns() - begin_ns;
-    if (rc == MPI_SUCCESS)
-        return MLA_OK;
-    char text[MPI_MAX_ERROR_STRING];
-    int length = 0;
-    MPI_Error_string(rc, text, &length);
-    fprintf(stderr, "%s: %.*s\n", what, length, text);
-    return MLA_COLLECTIVE;
+    collective->ns += mla_now_ns() - begin_ns;
+    return mla_mpi_check(rc, what);
 }
 
 static enum mla_status all_gather(struct mla_collective *collective, void *data, size_t count)
@@ -32,7 +19,7 @@ static enum mla_status all_gather(struct mla_collective *collective, void *data,
         return MLA_OK;
     if (count > INT_MAX)
         return MLA_LIMIT;
-    uint64_t begin_ns = now_ns();
+    uint64_t begin_ns = mla_now_ns();
     int rc = MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, data, (int)count, MPI_FLOAT,
                            MPI_COMM_WORLD);
     return finish(collective, begin_ns, rc, "MPI_Allgather");
@@ -44,7 +31,7 @@ static enum mla_status reduce_scatter(struct mla_collective *collective, void *d
     if (collective->ranks > 1) {
         if (count > INT_MAX)
             return MLA_LIMIT;
-        uint64_t begin_ns = now_ns();
+        uint64_t begin_ns = mla_now_ns();
         int rc = MPI_Reduce_scatter_block(MPI_IN_PLACE, data, (int)count, MPI_FLOAT, MPI_SUM,
                                           MPI_COMM_WORLD);
         enum mla_status status = finish(collective, begin_ns, rc, "MPI_Reduce_scatter_block");

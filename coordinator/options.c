@@ -2,7 +2,6 @@
 
 #include "proto/parse.h"
 
-#include <getopt.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -93,8 +92,9 @@ static const struct option options[] = {
     {0},
 };
 
-static bool set(struct mla_server_options *out, int id, const char *text)
+static bool set(void *context, int id, const char *text)
 {
+    struct mla_server_options *out = context;
     struct mla_plan_options *plan = &out->core.plan;
     switch (id) {
     case OPTION_ENDPOINT:
@@ -122,26 +122,11 @@ enum mla_status mla_coordinator_options_parse(int argc, char **argv, struct mla_
     *out = (struct mla_server_options){.endpoint = "tcp://127.0.0.1:5755",
                                        .workers = "tcp://127.0.0.1:5756"};
     mla_core_options_default(&out->core);
-    int id = 0;
-    int at = 0;
-    while ((id = getopt_long(argc, argv, "", options, &at)) != -1) {
-        if (id == '?')
-            return MLA_OPTION; /* getopt said which */
-        if (id == OPTION_HELP) {
-            fputs(help, stdout);
-            return MLA_AGAIN;
-        }
-        if (!set(out, id, optarg)) {
-            fprintf(stderr, "--%s: '%s' is not a value it takes\n", options[at].name, optarg);
-            return MLA_OPTION;
-        }
-    }
-    if (optind < argc) {
-        fprintf(stderr, "'%s' is no option\n", argv[optind]);
-        return MLA_OPTION;
-    }
+    enum mla_status status = mla_parse_options(argc, argv, options, help, set, out);
+    if (status != MLA_OK)
+        return status;
     char why[MLA_SENTENCE_BYTES_MAX];
-    enum mla_status status = mla_core_options_check(&out->core, why);
+    status = mla_core_options_check(&out->core, why);
     if (status != MLA_OK)
         fprintf(stderr, "%s\n", why);
     return status;

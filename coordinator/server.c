@@ -1,10 +1,11 @@
 #include "coordinator/server.h"
 
+#include "proto/clock.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
-#include <time.h>
 
 /* The last messages tell workers to end: they should arrive. */
 enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64, LINGER_MS = 500 };
@@ -43,9 +44,7 @@ static enum mla_status send_worker(void *context, const struct mla_peer *peer, c
 static uint64_t now_ns(void *context)
 {
     (void)context;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    return mla_now_ns();
 }
 
 /* Messages before ends: what a peer sent before it went still counts. */
@@ -68,15 +67,15 @@ static void turn(struct server *server)
 static void serve(struct server *server, const struct mla_core_options *options)
 {
     uint64_t tick_ns = (uint64_t)options->heartbeat_ms * 1000000u;
-    uint64_t next_tick_ns = now_ns(NULL) + tick_ns;
+    uint64_t next_tick_ns = mla_now_ns() + tick_ns;
     struct mla_channel *const channels[] = {server->workers, server->clients};
     while (!stopped) {
         if (mla_channel_wait(channels, 2, (int)options->heartbeat_ms) != MLA_OK)
             break;
         turn(server);
-        if (now_ns(NULL) >= next_tick_ns) {
+        if (mla_now_ns() >= next_tick_ns) {
             mla_core_tick(server->core);
-            next_tick_ns = now_ns(NULL) + tick_ns;
+            next_tick_ns = mla_now_ns() + tick_ns;
         }
         if (!server->announced && mla_core_groups_ready(server->core) == options->groups) {
             server->announced = true;

@@ -1,6 +1,7 @@
 #include "proto/client.h"
 
 #include "comm/channel.h"
+#include "proto/clock.h"
 
 #include <errno.h>
 #include <semaphore.h>
@@ -51,9 +52,7 @@ struct mla_client {
 
 static int64_t now_ms(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+    return (int64_t)(mla_now_ns() / 1000000);
 }
 
 static enum mla_status fail(struct mla_client *client, enum mla_status status, const char *sentence)

@@ -2,7 +2,9 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static bool digits(const char *text, uint64_t *out, char **end)
 {
@@ -66,4 +68,30 @@ bool mla_parse_list(const char *text, uint32_t capacity, uint32_t *list, uint32_
     }
     *count = used;
     return true;
+}
+
+enum mla_status mla_parse_options(int argc, char **argv, const struct option *options,
+                                  const char *help,
+                                  bool (*set)(void *context, int id, const char *text),
+                                  void *context)
+{
+    int id = 0;
+    int at = 0;
+    while ((id = getopt_long(argc, argv, "", options, &at)) != -1) {
+        if (id == '?')
+            return MLA_OPTION; /* getopt said which */
+        if (strcmp(options[at].name, "help") == 0) {
+            fputs(help, stdout);
+            return MLA_AGAIN;
+        }
+        if (!set(context, id, optarg)) {
+            fprintf(stderr, "--%s: '%s' is not a value it takes\n", options[at].name, optarg);
+            return MLA_OPTION;
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "'%s' is no option\n", argv[optind]);
+        return MLA_OPTION;
+    }
+    return MLA_OK;
 }

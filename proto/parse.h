@@ -1,7 +1,10 @@
-/* Numbers on command lines. */
+/* Command lines. */
 #ifndef MLA_PROTO_PARSE_H
 #define MLA_PROTO_PARSE_H
 
+#include "proto/status.h"
+
+#include <getopt.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -12,5 +15,13 @@ bool mla_parse_bytes(const char *text, uint64_t *out);
 /* "1,2,8": ascending numbers, at least one, at most `capacity`. `list` may be written to even when
  * that fails. */
 bool mla_parse_list(const char *text, uint32_t capacity, uint32_t *list, uint32_t *count);
+
+/* Reads a command line of long options alone. `set` takes one option's id and text, false for a
+ * value that it does not take. --help prints `help`. MLA_AGAIN after --help, MLA_OPTION after a
+ * sentence on stderr. */
+enum mla_status mla_parse_options(int argc, char **argv, const struct option *options,
+                                  const char *help,
+                                  bool (*set)(void *context, int id, const char *text),
+                                  void *context);
 
 #endif

@@ -1,6 +1,7 @@
 #include "worker/executor.h"
 
 #include "comm/channel.h"
+#include "proto/clock.h"
 #include "proto/worker_message.h"
 #include "worker/heartbeat.h"
 #include "worker/kvcache.h"
@@ -42,13 +43,6 @@ static void stop(int signal_number)
 {
     (void)signal_number;
     stopped = 1;
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 static enum mla_status send(struct executor *executor, struct mla_blob *payload)
@@ -103,14 +97,14 @@ static enum mla_status join(struct executor *executor)
         .layer_count = shard->layer_count,
     };
     memcpy(message->layers, shard->layers, sizeof message->layers);
-    uint64_t deadline_ns = now_ns() + options->connect_timeout_ms * 1000000ull;
+    uint64_t deadline_ns = mla_now_ns() + options->connect_timeout_ms * 1000000ull;
     for (;;) { /* nothing is queued before the connection stands */
         enum mla_status status = send(executor, NULL);
         if (status != MLA_AGAIN)
             return status;
         if (stopped)
             return MLA_CLOSED;
-        if (now_ns() > deadline_ns) {
+        if (mla_now_ns() > deadline_ns) {
             fprintf(stderr, "no coordinator at %s\n", options->coordinator);
             return MLA_TIMEOUT;
         }
@@ -286,7 +280,7 @@ static enum mla_status on_work(struct executor *executor, const struct mla_blob 
     if (!work_fits(executor, &work, payload))
         return MLA_MALFORMED;
     const struct mla_microbatch *mb = &executor->steps[work.slot].microbatches[work.microbatch];
-    uint64_t begin_ns = now_ns();
+    uint64_t begin_ns = mla_now_ns();
     uint64_t collective_ns = executor->collective->ns;
     struct mla_blob *reply = NULL;
     void *rows = NULL;
@@ -308,7 +302,7 @@ static enum mla_status on_work(struct executor *executor, const struct mla_blob 
                           .rank = executor->shard->rank,
                           .rows = work.rows,
                           .dtype = work.reply_dtype,
-                          .compute_ns = clamp_ns(now_ns() - begin_ns - collective_ns),
+                          .compute_ns = clamp_ns(mla_now_ns() - begin_ns - collective_ns),
                           .collective_ns = clamp_ns(collective_ns)};
     status = send(executor, reply);
     mla_blob_drop(reply);

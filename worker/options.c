@@ -3,7 +3,6 @@
 #include "proto/limits.h"
 #include "proto/parse.h"
 
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,8 +90,9 @@ static bool set_kv_dtype(const char *text, struct mla_worker_options *out)
     return strcmp(text, mla_dtype_name(out->kv_dtype)) == 0;
 }
 
-static bool set(struct mla_worker_options *out, int id, const char *text)
+static bool set(void *context, int id, const char *text)
 {
+    struct mla_worker_options *out = context;
     switch (id) {
     case OPTION_COORDINATOR:
         out->coordinator = text;
@@ -132,24 +132,9 @@ enum mla_status mla_worker_options_parse(int argc, char **argv, struct mla_worke
                                        .chunk_rows = 1024,
                                        .connect_timeout_ms = 60000,
                                        .kv_dtype = MLA_F32};
-    int id = 0;
-    int at = 0;
-    while ((id = getopt_long(argc, argv, "", options, &at)) != -1) {
-        if (id == '?')
-            return MLA_OPTION; /* getopt said which */
-        if (id == OPTION_HELP) {
-            fputs(help, stdout);
-            return MLA_AGAIN;
-        }
-        if (!set(out, id, optarg)) {
-            fprintf(stderr, "--%s: '%s' is not a value it takes\n", options[at].name, optarg);
-            return MLA_OPTION;
-        }
-    }
-    if (optind < argc) {
-        fprintf(stderr, "'%s' is no option\n", argv[optind]);
-        return MLA_OPTION;
-    }
+    enum mla_status status = mla_parse_options(argc, argv, options, help, set, out);
+    if (status != MLA_OK)
+        return status;
     if (!out->model) {
         fprintf(stderr, "--model is missing\n");
         return MLA_OPTION;

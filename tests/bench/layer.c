@@ -1,4 +1,5 @@
 /* mla-bench layer: one layer in this process, next to the bare products it is made of. */
+#include "proto/clock.h"
 #include "proto/parse.h"
 #include "tests/bench/bench.h"
 #include "tests/bench/layer_ops.h"
@@ -10,7 +11,6 @@
 #include <omp.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 enum {
     ROUNDS_MIN = 9,
@@ -38,13 +38,6 @@ static const char usage[] =
     "  --repeat N            rounds of each half (as many as fit in 2 s, 9 or more)\n"
     "  --json FILE           writes the numbers there as well\n";
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* Runs the layer over `backend`. */
 static enum mla_status run_on(struct mla_layer_setup *setup, struct mla_backend *backend,
                               const struct mla_microbatch *microbatch)
@@ -64,14 +57,14 @@ static enum mla_status measure(struct mla_layer_setup *setup, struct mla_bare *b
     struct mla_timed layer, products;
     mla_timed_init(&layer, setup->backend, weights);
     mla_timed_init(&products, &bare->base, weights);
-    uint64_t started_ns = now_ns();
+    uint64_t started_ns = mla_now_ns();
     /* The first round warms up and isn't counted. */
     for (uint32_t round = 0;; round++) {
         memset(layer.times, 0, sizeof layer.times);
         memset(products.times, 0, sizeof products.times);
-        uint64_t begin_ns = now_ns();
+        uint64_t begin_ns = mla_now_ns();
         enum mla_status status = run_on(setup, setup->backend, microbatch);
-        uint64_t whole_ns = now_ns() - begin_ns;
+        uint64_t whole_ns = mla_now_ns() - begin_ns;
         if (status == MLA_OK)
             status = run_on(setup, &layer.base, microbatch);
         if (status == MLA_OK)
@@ -82,7 +75,7 @@ static enum mla_status measure(struct mla_layer_setup *setup, struct mla_bare *b
             fprintf(stderr, "mla-bench: a run failed: %s\n", mla_status_sentence(status));
             return status;
         }
-        bool enough = round >= ROUNDS_MIN && now_ns() - started_ns > AUTO_NS;
+        bool enough = round >= ROUNDS_MIN && mla_now_ns() - started_ns > AUTO_NS;
         if (repeat ? round == repeat : enough || round == ROUNDS_MAX)
             return MLA_OK;
     }

@@ -1,6 +1,6 @@
 #include "tests/bench/layer_ops.h"
 
-#include <time.h>
+#include "proto/clock.h"
 
 static const char *const names[MLA_ROLE_COUNT] = {
     [MLA_ROLE_DOWN] = "gemm W_a",      [MLA_ROLE_Q] = "gemm W_q_b",
@@ -15,13 +15,6 @@ static const char *const names[MLA_ROLE_COUNT] = {
 const char *mla_role_name(enum mla_role role)
 {
     return names[role];
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 static enum mla_role role_of_gemm(const struct mla_timed *timed, const struct mla_gemm *gemm)
@@ -74,7 +67,7 @@ static enum mla_status add(struct mla_timed *timed, enum mla_role role, double f
     if (status == MLA_OK)
         status = timed->inner->ops->synchronize(timed->inner);
     struct mla_role_time *time = &timed->times[role];
-    time->ns += now_ns() - begin_ns;
+    time->ns += mla_now_ns() - begin_ns;
     time->calls++;
     time->flops += flops;
     return status;
@@ -87,7 +80,7 @@ static enum mla_status add(struct mla_timed *timed, enum mla_role role, double f
     {                                                                                              \
         struct mla_timed *timed = (struct mla_timed *)(void *)backend;                             \
         struct mla_backend *inner = timed->inner;                                                  \
-        uint64_t begin_ns = now_ns();                                                              \
+        uint64_t begin_ns = mla_now_ns();                                                          \
         enum mla_status status = inner->ops->operation(inner, arguments);                          \
         return add(timed, (role), (flops), begin_ns, status);                                      \
     }

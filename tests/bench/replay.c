@@ -1,6 +1,7 @@
 /* mla-bench replay: gives a trace of requests to a service, as an upstream scheduler would. */
 #include "tests/bench/replay.h"
 
+#include "proto/clock.h"
 #include "proto/parse.h"
 #include "tests/bench/bench.h"
 #include "tests/bench/progress.h"
@@ -39,16 +40,9 @@ static const char usage[] =
     "  --prefill-budget N    prompt tokens of one step (512)\n"
     "  --json FILE           writes the numbers there as well\n";
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static double now_s(void)
 {
-    return (double)now_ns() / 1e9;
+    return (double)mla_now_ns() / 1e9;
 }
 
 static enum mla_status failed(const struct mla_replay *replay, const char *what,
@@ -114,11 +108,11 @@ static enum mla_status open_step(struct mla_replay *replay, uint64_t step)
             entries[i] =
                 (struct mla_open_entry){request->sequence, request->computed, share->tokens};
         }
-        uint64_t sent_ns = now_ns();
+        uint64_t sent_ns = mla_now_ns();
         enum mla_status status =
             mla_client_open(replay->client, step, entries, scheduler->share_count, &replay->opened);
         if (status == MLA_OK)
-            return mla_series_add(&replay->open, (double)(now_ns() - sent_ns) / 1e3);
+            return mla_series_add(&replay->open, (double)(mla_now_ns() - sent_ns) / 1e3);
         if (pause_for(status, since_s))
             continue;
         status = settle(replay, status);
@@ -145,13 +139,13 @@ static enum mla_status run_layer(struct mla_replay *replay, uint64_t step, uint3
     enum mla_status status;
     double since_s = now_s();
     do {
-        sent_ns = now_ns();
+        sent_ns = mla_now_ns();
         status = mla_client_run(replay->client, &run, &times);
     } while (pause_for(status, since_s));
     if (status != MLA_OK)
         return status;
-    return mla_run_parts_add(decode_only ? &replay->decode : &replay->prefill, sent_ns, now_ns(),
-                             &times);
+    return mla_run_parts_add(decode_only ? &replay->decode : &replay->prefill, sent_ns,
+                             mla_now_ns(), &times);
 }
 
 static void count_step(struct mla_replay *replay)
@@ -174,13 +168,13 @@ static enum mla_status run_step(struct mla_replay *replay, uint64_t step, bool *
     *lost = status == MLA_GROUP_LOST || status == MLA_STEP_LOST || status == MLA_DEADLINE;
     if (status != MLA_OK && !*lost)
         return failed(replay, "RUN", status);
-    uint64_t sent_ns = now_ns();
+    uint64_t sent_ns = mla_now_ns();
     status = mla_client_close(replay->client, step, *lost ? MLA_ABORT : MLA_COMMIT);
     if (status != MLA_OK)
         return failed(replay, "CLOSE", status);
     if (*lost)
         return MLA_OK;
-    status = mla_series_add(&replay->close, (double)(now_ns() - sent_ns) / 1e3);
+    status = mla_series_add(&replay->close, (double)(mla_now_ns() - sent_ns) / 1e3);
     if (status != MLA_OK)
         return status;
     count_step(replay);

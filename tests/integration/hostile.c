@@ -3,6 +3,7 @@
  * other. (Not in the fixture's end: Criterion does not count what fails there.) */
 #include "comm/channel.h"
 #include "proto/client.h"
+#include "proto/clock.h"
 #include "tests/lib/zmtp.h"
 #include "tests/unit/frames.h"
 
@@ -27,9 +28,7 @@ static uint64_t request_id;
 
 static int64_t now_s(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec;
+    return (int64_t)(mla_now_ns() / 1000000000u);
 }
 
 static void dial(void)

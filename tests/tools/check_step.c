@@ -1,3 +1,4 @@
+#include "proto/clock.h"
 #include "tests/tools/check.h"
 
 #include <assert.h>
@@ -25,9 +26,7 @@ enum mla_status check_failed(const struct check *check, const char *what, enum m
 /* On long work, a line now and then. */
 static void tell_progress(struct check *check)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    uint64_t now_ns = mla_now_ns();
     if (now_ns - check->told_ns < PROGRESS_SECONDS * 1000000000ull)
         return;
     if (check->told_ns != 0)

@@ -1,5 +1,6 @@
 /* mla-soak: gives a service a great many RUNs of one step, to see what it does in the long run. */
 #include "proto/client.h"
+#include "proto/clock.h"
 #include "proto/parse.h"
 #include "tests/lib/formula.h"
 
@@ -63,9 +64,7 @@ static enum mla_status failed(const struct soak *soak, const char *what, enum ml
 
 static double now_s(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+    return (double)mla_now_ns() / 1e9;
 }
 
 static enum mla_status allocate(struct soak *soak)

@@ -1,6 +1,8 @@
 #include "comm/channel.h"
 #include "tests/lib/zmtp.h"
 
+#include "proto/clock.h"
+
 #include <criterion/criterion.h>
 #include <poll.h>
 #include <semaphore.h>
@@ -43,9 +45,7 @@ TestSuite(channel, .init = setup, .fini = teardown, .timeout = 60);
 
 static int64_t now_s(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec;
+    return (int64_t)(mla_now_ns() / 1000000000u);
 }
 
 static void listen_at(const char *endpoint)
