@@ -8,6 +8,7 @@
 #include "worker/layer.h"
 #include "worker/step.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,9 +30,10 @@ struct executor {
     struct mla_step *steps; /* [adopt.steps] */
     struct mla_blob_pool *replies;
     int64_t own_rows_max;
-    void *stage; /* [own rows, hidden] f32 at most: payloads as they come and go */
-    void *x;     /* the same in activation dtype */
-    void *zeros; /* host, for padding */
+    void *stage;            /* [own rows, hidden] f32 at most: payloads as they come and go */
+    void *x;                /* the same in activation dtype */
+    void *zeros;            /* host, for padding */
+    uint64_t poll_until_ns; /* when to sleep if nothing came */
     atomic_ullong progress;
     struct mla_heartbeat_thread *heartbeat;
     struct mla_worker_message incoming, outgoing;
@@ -307,6 +309,7 @@ static enum mla_status on_work(struct executor *executor, const struct mla_blob 
     status = send(executor, reply);
     mla_blob_drop(reply);
     atomic_fetch_add_explicit(&executor->progress, 1, memory_order_relaxed);
+    executor->poll_until_ns = mla_now_ns() + executor->options->poll_us * 1000ull;
     return status;
 }
 
@@ -336,21 +339,32 @@ static enum mla_status handle(struct executor *executor, const struct mla_incomi
     }
 }
 
+/* Nothing is there. A layer's successor mostly comes within a fraction of a millisecond, and waking
+ * a core that sleeps takes a good part of that: look for it a while, and let others run meanwhile,
+ * before going to sleep. */
+static enum mla_status idle(struct executor *executor)
+{
+    int fd = -1;
+    if (mla_now_ns() < executor->poll_until_ns) {
+        sched_yield();
+        return MLA_OK;
+    }
+    if (mla_channel_gone(executor->channel, &fd) == MLA_OK) {
+        fprintf(stderr, "rank %u: the coordinator is gone\n", executor->shard->rank);
+        return MLA_CLOSED;
+    }
+    (void)mla_channel_wait(&executor->channel, 1, WAIT_MS);
+    return MLA_OK;
+}
+
 static enum mla_status work(struct executor *executor)
 {
     bool end = false;
-    int fd = -1;
     while (!end && !stopped) {
         struct mla_incoming incoming;
         enum mla_status status = mla_channel_receive(executor->channel, &incoming);
-        if (status == MLA_AGAIN) {
-            if (mla_channel_gone(executor->channel, &fd) == MLA_OK) {
-                fprintf(stderr, "rank %u: the coordinator is gone\n", executor->shard->rank);
-                return MLA_CLOSED;
-            }
-            (void)mla_channel_wait(&executor->channel, 1, WAIT_MS);
+        if (status == MLA_AGAIN && (status = idle(executor)) == MLA_OK)
             continue;
-        }
         if (status != MLA_OK)
             return status;
         status = handle(executor, &incoming, &end);

@@ -14,6 +14,7 @@ struct mla_executor_options {
     uint64_t kv_memory_bytes; /* what the KV pools of this rank may take */
     uint32_t chunk_rows;      /* cached context expanded at a time */
     uint32_t connect_timeout_ms;
+    uint32_t poll_us; /* after a microbatch, how long to look for the next before sleeping */
 };
 
 /* MLA_OK after SHUTDOWN or a signal; MLA_CLOSED when the coordinator went, MLA_TIMEOUT when it

@@ -25,6 +25,8 @@ static const char help[] =
     "  --threads N            OpenMP threads (OMP_NUM_THREADS, or all cores)\n"
     "  --context-chunk N      cached tokens that prefill expands at a time (1024)\n"
     "  --connect-timeout-ms N how long to wait for a coordinator (60000)\n"
+    "  --poll-us N            after a microbatch, look for the next one so long before sleeping;\n"
+    "                         that much of a core, once for each pause (1000)\n"
     "  --check                only check config and checkpoint, and that --ranks can share heads\n"
     "\n"
     "exit codes: 0 told to end, 2 wrong option, 3 config.json, 4 checkpoint, 6 out of memory,\n"
@@ -41,6 +43,7 @@ enum option_id {
     OPTION_THREADS,
     OPTION_CHUNK,
     OPTION_TIMEOUT,
+    OPTION_POLL,
     OPTION_CHECK,
     OPTION_RANKS,
     OPTION_HELP,
@@ -57,6 +60,7 @@ static const struct option options[] = {
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"context-chunk", required_argument, NULL, OPTION_CHUNK},
     {"connect-timeout-ms", required_argument, NULL, OPTION_TIMEOUT},
+    {"poll-us", required_argument, NULL, OPTION_POLL},
     {"check", no_argument, NULL, OPTION_CHECK},
     {"ranks", required_argument, NULL, OPTION_RANKS},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -116,6 +120,8 @@ static bool set(void *context, int id, const char *text)
         return set_number(text, 1, MLA_CONTEXT_MAX, &out->chunk_rows);
     case OPTION_TIMEOUT:
         return set_number(text, 0, 86400000, &out->connect_timeout_ms);
+    case OPTION_POLL:
+        return set_number(text, 0, 1000000, &out->poll_us);
     case OPTION_RANKS:
         return set_number(text, 1, MLA_RANKS_MAX, &out->ranks);
     default:
@@ -131,6 +137,7 @@ enum mla_status mla_worker_options_parse(int argc, char **argv, struct mla_worke
                                        .layer_first = 1,
                                        .chunk_rows = 1024,
                                        .connect_timeout_ms = 60000,
+                                       .poll_us = 1000,
                                        .kv_dtype = MLA_F32};
     enum mla_status status = mla_parse_options(argc, argv, options, help, set, out);
     if (status != MLA_OK)

@@ -12,7 +12,7 @@ struct mla_worker_options {
     const char *coordinator, *model;
     uint32_t group, ranks;            /* ranks: for --check only */
     uint32_t layer_first, layer_last; /* first > last: all */
-    uint32_t threads, chunk_rows, connect_timeout_ms;
+    uint32_t threads, chunk_rows, connect_timeout_ms, poll_us;
     enum mla_dtype kv_dtype;
     uint64_t kv_memory_bytes; /* 0: a quarter of the host's memory, shared by its ranks */
     bool check;
