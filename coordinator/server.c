@@ -2,7 +2,6 @@
 
 #include "proto/clock.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>

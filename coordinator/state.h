@@ -117,7 +117,7 @@ struct mla_core {
 
     bool model_known;
     struct mla_join model; /* dims and layers of the service */
-    uint32_t context_max, blocks_context_max;
+    uint32_t context_max;
 
     uint32_t session_bound; /* sessions from here on were never used */
     uint32_t doomed_count;  /* of sessions */

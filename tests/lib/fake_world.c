@@ -271,7 +271,6 @@ void world_init(struct world *world, const struct mla_core_options *options, uin
     memset(world, 0, sizeof *world);
     current = world;
     world->ranks = ranks;
-    world->groups = options->groups;
     world->now_ns = 1;
     struct mla_core_effects effects = {
         .context = world, .send_client = send_client, .send_worker = send_worker, .now_ns = now_ns};

@@ -21,7 +21,7 @@ struct world_reply {
 struct world {
     struct mla_core *core;
     uint64_t now_ns;
-    uint32_t ranks, groups;
+    uint32_t ranks;
     uint32_t reply_count;                          /* all so far */
     struct world_reply replies[WORLD_REPLIES_MAX]; /* ring */
     struct world_work *first, *last;               /* messages that workers have not looked at */
@@ -29,7 +29,6 @@ struct world {
     bool repeat_done;       /* workers send every result twice */
     bool refuse_client[64]; /* sending to this client fails */
     uint32_t shutdowns_seen, microbatches_seen, padded_rows_seen;
-    uint64_t works_by_layer[8];
     uint64_t works_order[4096]; /* request layers in the order of dispatch, rank 0 */
     uint32_t works_count;
     uint64_t counted_allocations; /* made by the core while `counting` */

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { IN_FLIGHT_MAX = 64, TIMEOUT_MS = 30000, STEP = 1 };
 

@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/time.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { PATIENCE_S = 10, QUEUE_MAX = 16, FRAME_BYTES_MAX = 1 << 20 };
