@@ -40,13 +40,21 @@ struct mla_gemm {
     const void *bias;
 };
 
-/* x[row, 0..n) <- x / sqrt(mean(x^2) + eps) * weight, in place (DeepSeek-V2, 2.1). */
-struct mla_rmsnorm {
-    int64_t rows, n;
-    void *x;
-    int64_t x_stride;
-    const void *weight; /* [n] */
+/* What is kept of new rows, in place: RMSNorm of the query's latent and of the key-value latent,
+ * x <- x / sqrt(mean(x^2) + eps) * weight, and RoPE of the key's rope part (DeepSeek-V2, 2.1).
+ * All parts of a row have the same stride. */
+struct mla_latents {
+    int64_t rows, stride;
+    void *cq; /* [rows, q_lora], or NULL for a model without */
+    int64_t q_lora;
+    const void *q_norm; /* [q_lora] */
+    void *ckv;          /* [rows, latent + rope] */
+    int64_t latent, rope;
+    const void *kv_norm; /* [latent] */
     float eps;
+    const int32_t *positions; /* [rows] */
+    const float *table;       /* as mla_rope's */
+    bool interleaved;
 };
 
 /* dst[row, head, :] = rotation of src[row, head, :] by table[position[row]]. dst may be src.
@@ -82,7 +90,8 @@ struct mla_kv_pool {
 };
 
 /* Sequences of one microbatch. The block table of sequence s is
- * tables[table[s] * table_stride ...]; every id in it that lies under kv_length is valid. */
+ * tables[table[s] * table_stride ...]; every id in it that lies under kv_length is valid.
+ * A sequence without rows (padding) has kv_length 0 and is skipped. */
 struct mla_kv_view {
     struct mla_kv_pool pool;
     const int32_t *tables;
@@ -125,7 +134,9 @@ struct mla_kv_copy {
  * kv_length - (n - 1 - j) cached tokens (at least 1):
  *   out[row, head, :] = softmax(scale * q[row, head, :] . K^T) K[:, 0..latent)
  * q [rows, heads, latent + rope], out [rows, heads, latent], both activation.
- * A row past row_first[sequences] is not written. */
+ * A row past row_first[sequences] is not written. `schedule` is what schedule_decode made of the
+ * same kv, rows_max and heads (layers differ in the pool alone). Same input, same schedule: same
+ * bits; another schedule may round otherwise. */
 struct mla_attend_decode {
     struct mla_kv_view kv;
     int64_t rows_max; /* row_first[sequences] is at most this */
@@ -135,6 +146,7 @@ struct mla_attend_decode {
     void *out;
     int64_t out_row_stride, out_head_stride;
     float scale;
+    const void *schedule;
 };
 
 /* Multi-head attention of new rows over expanded keys, sequence by sequence:
@@ -178,26 +190,69 @@ struct mla_merge {
     int64_t out_row_stride, out_head_stride;
 };
 
+/* Work is queued and runs in the order of the calls, queue by queue: operations, upload, download
+ * and move on COMPUTE; copy_in and copy_out on queues of their own, beside it. */
+enum mla_queue { MLA_QUEUE_COMPUTE, MLA_QUEUE_IN, MLA_QUEUE_OUT };
+
+struct mla_fence; /* a point in a queue */
+struct mla_graph; /* captured operations */
+
 struct mla_backend_ops {
     const char *name;
     /* Memory of the device, aligned to 256 bytes, contents undefined. bytes > 0. MLA_MEMORY. */
     enum mla_status (*alloc)(struct mla_backend *, size_t bytes, void **out);
     void (*free)(struct mla_backend *, void *memory); /* NULL is allowed */
-    /* Host to device and back, ordered with the operations; host memory is borrowed until the
-     * next synchronize. */
+    /* Bytes that alloc could still give. */
+    enum mla_status (*memory_free)(struct mla_backend *, uint64_t *bytes);
+    /* Host memory that copy_in and copy_out reach at full speed. */
+    enum mla_status (*host_alloc)(struct mla_backend *, size_t bytes, void **out);
+    void (*host_free)(struct mla_backend *, void *memory); /* NULL is allowed */
+    /* Host to device and back, ordered with the operations. upload may borrow its source, and
+     * download its destination, until the next synchronize. */
     enum mla_status (*upload)(struct mla_backend *, void *dst, const void *src, size_t bytes);
     enum mla_status (*download)(struct mla_backend *, void *dst, const void *src, size_t bytes);
+    /* Device to device, ordered with the operations. */
+    enum mla_status (*move)(struct mla_backend *, void *dst, const void *src, size_t bytes);
+    /* Between host_alloc's memory and the device, on the queues IN and OUT. */
+    enum mla_status (*copy_in)(struct mla_backend *, void *dst, const void *src, size_t bytes);
+    enum mla_status (*copy_out)(struct mla_backend *, void *dst, const void *src, size_t bytes);
     /* All that was queued has finished. */
     enum mla_status (*synchronize)(struct mla_backend *);
     void (*destroy)(struct mla_backend **);
 
+    /* A fence is recorded behind what a queue holds so far and reached when that is done. Another
+     * queue can wait for it; the host can look whether it was reached (reached after device
+     * failure: a status), and how long it took from one to another, both reached. A fence that
+     * was never recorded counts as reached. */
+    enum mla_status (*fence_create)(struct mla_backend *, struct mla_fence **out);
+    void (*fence_destroy)(struct mla_backend *, struct mla_fence *); /* NULL is allowed */
+    enum mla_status (*fence_record)(struct mla_backend *, enum mla_queue, struct mla_fence *);
+    enum mla_status (*fence_wait)(struct mla_backend *, enum mla_queue, struct mla_fence *);
+    enum mla_status (*fence_reached)(struct mla_backend *, struct mla_fence *, bool *reached);
+    enum mla_status (*fence_span)(struct mla_backend *, struct mla_fence *from,
+                                  struct mla_fence *to, uint64_t *ns);
+
+    /* Operations between begin and end are recorded and not run; graph_run queues them all. NULL
+     * where the backend has no graphs. After a failure between the two, capture_end fails and
+     * the backend is good for more. */
+    enum mla_status (*capture_begin)(struct mla_backend *);
+    enum mla_status (*capture_end)(struct mla_backend *, struct mla_graph **out);
+    enum mla_status (*graph_run)(struct mla_backend *, struct mla_graph *);
+    void (*graph_destroy)(struct mla_backend *, struct mla_graph *); /* NULL is allowed */
+
     enum mla_status (*gemm)(struct mla_backend *, const struct mla_gemm *);
-    enum mla_status (*rmsnorm)(struct mla_backend *, const struct mla_rmsnorm *);
+    enum mla_status (*latents)(struct mla_backend *, const struct mla_latents *);
     enum mla_status (*rope)(struct mla_backend *, const struct mla_rope *);
     enum mla_status (*copy)(struct mla_backend *, const struct mla_copy *);
     enum mla_status (*kv_write)(struct mla_backend *, const struct mla_kv_write *);
     enum mla_status (*kv_gather)(struct mla_backend *, const struct mla_kv_gather *);
     enum mla_status (*kv_copy)(struct mla_backend *, const struct mla_kv_copy *);
+    /* How attend_decode shares out its work, from lengths in the device's memory; made once per
+     * microbatch. Of its argument kv, rows_max and heads count. schedule: decode_schedule_bytes
+     * bytes, the device's, aligned to 64. */
+    size_t (*decode_schedule_bytes)(struct mla_backend *, int64_t rows_max, int64_t heads);
+    enum mla_status (*schedule_decode)(struct mla_backend *, const struct mla_attend_decode *,
+                                       void *schedule);
     enum mla_status (*attend_decode)(struct mla_backend *, const struct mla_attend_decode *);
     enum mla_status (*attend_prefill)(struct mla_backend *, const struct mla_attend_prefill *);
     enum mla_status (*merge)(struct mla_backend *, const struct mla_merge *);
@@ -207,12 +262,19 @@ struct mla_backend_ops {
 struct mla_backend {
     const struct mla_backend_ops *ops;
     enum mla_dtype activation;
-    bool graphs;   /* pads decode microbatches to buckets */
-    size_t memory; /* bytes of memory it may use in all; 0: not known */
+    bool graphs; /* captures; decode microbatches are padded to buckets */
 };
 
 /* The CPU backend, OpenBLAS and OpenMP with `threads` threads (0: as OMP_NUM_THREADS says, or
  * all cores). Not thread-safe: one thread calls it. MLA_MEMORY. */
 enum mla_status mla_backend_cpu_create(int threads, struct mla_backend **out);
+
+/* NVIDIA GPUs from sm_80 on; activations are bf16. In a build without CUDA there are none. */
+int mla_backend_cuda_count(void);
+/* The backend on a device below that count, of the calling thread's context. Not thread-safe.
+ * MLA_MEMORY, MLA_OPTION (too old a GPU), MLA_INTERNAL. */
+enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out);
+/* The cudaStream_t of its compute queue, for NCCL. */
+void *mla_backend_cuda_stream(struct mla_backend *backend);
 
 #endif

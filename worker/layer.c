@@ -108,18 +108,23 @@ static enum mla_status project_down(struct mla_layer *layer, const struct mla_la
     int64_t first = rows * layer->shard->rank;
     void *own = element(layer, layer->latents, first * width);
     void *ckv = element(layer, own, mla_q_input(c));
-    void *kpe = element(layer, ckv, c->latent);
+    struct mla_latents latents = {.rows = rows,
+                                  .stride = width,
+                                  .ckv = ckv,
+                                  .latent = c->latent,
+                                  .rope = c->rope,
+                                  .kv_norm = w->kv_norm,
+                                  .eps = NORM_EPS,
+                                  .positions = mb->positions + first,
+                                  .table = layer->shard->rope_table,
+                                  .interleaved = c->rope_config.interleaved};
     if (c->q_lora) {
         struct mla_gemm down =
             linear(rows, width, c->hidden, x, c->hidden, w->a, w->a_bias, own, width);
-        struct mla_rmsnorm q_norm = {.rows = rows,
-                                     .n = c->q_lora,
-                                     .x = own,
-                                     .x_stride = width,
-                                     .weight = w->q_norm,
-                                     .eps = NORM_EPS};
+        latents.cq = own;
+        latents.q_lora = c->q_lora;
+        latents.q_norm = w->q_norm;
         TRY(backend->ops->gemm(backend, &down));
-        TRY(backend->ops->rmsnorm(backend, &q_norm));
     } else {
         struct mla_gemm down =
             linear(rows, c->latent + c->rope, c->hidden, x, c->hidden, w->a, w->a_bias, ckv, width);
@@ -134,26 +139,7 @@ static enum mla_status project_down(struct mla_layer *layer, const struct mla_la
         TRY(backend->ops->gemm(backend, &down));
         TRY(backend->ops->copy(backend, &copy));
     }
-    struct mla_rmsnorm kv_norm = {.rows = rows,
-                                  .n = c->latent,
-                                  .x = ckv,
-                                  .x_stride = width,
-                                  .weight = w->kv_norm,
-                                  .eps = NORM_EPS};
-    struct mla_rope rope = {.rows = rows,
-                            .heads = 1,
-                            .dim = c->rope,
-                            .src = kpe,
-                            .src_row_stride = width,
-                            .src_head_stride = c->rope,
-                            .dst = kpe,
-                            .dst_row_stride = width,
-                            .dst_head_stride = c->rope,
-                            .positions = mb->positions + first,
-                            .table = layer->shard->rope_table,
-                            .interleaved = c->rope_config.interleaved};
-    TRY(backend->ops->rmsnorm(backend, &kv_norm));
-    return backend->ops->rope(backend, &rope);
+    return backend->ops->latents(backend, &latents);
 }
 
 /* RoPE of q_pe, from q to where attention reads it. */

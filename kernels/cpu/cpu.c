@@ -1,10 +1,13 @@
 #include "kernels/cpu/cpu.h"
 
+#include "proto/clock.h"
+
 #include <assert.h>
 #include <cblas.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { ALIGNMENT = 256 };
 
@@ -85,6 +88,13 @@ static enum mla_status cpu_move(struct mla_backend *backend, void *dst, const vo
     return MLA_OK;
 }
 
+static enum mla_status cpu_memory_free(struct mla_backend *backend, uint64_t *bytes)
+{
+    (void)backend;
+    *bytes = (uint64_t)sysconf(_SC_AVPHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    return MLA_OK;
+}
+
 static enum mla_status cpu_synchronize(struct mla_backend *backend)
 {
     (void)backend;
@@ -100,21 +110,110 @@ static void cpu_destroy(struct mla_backend **backend)
     *backend = NULL;
 }
 
+/* Everything has finished when it returns, so a fence is a point in time. */
+struct mla_fence {
+    uint64_t ns;
+};
+
+static enum mla_status cpu_fence_create(struct mla_backend *backend, struct mla_fence **out)
+{
+    (void)backend;
+    struct mla_fence *fence = calloc(1, sizeof *fence);
+    if (!fence)
+        return MLA_MEMORY;
+    *out = fence;
+    return MLA_OK;
+}
+
+static void cpu_fence_destroy(struct mla_backend *backend, struct mla_fence *fence)
+{
+    (void)backend;
+    free(fence);
+}
+
+static enum mla_status cpu_fence_record(struct mla_backend *backend, enum mla_queue queue,
+                                        struct mla_fence *fence)
+{
+    (void)backend;
+    (void)queue;
+    fence->ns = mla_now_ns();
+    return MLA_OK;
+}
+
+static enum mla_status cpu_fence_wait(struct mla_backend *backend, enum mla_queue queue,
+                                      struct mla_fence *fence)
+{
+    (void)backend;
+    (void)queue;
+    (void)fence;
+    return MLA_OK;
+}
+
+static enum mla_status cpu_fence_reached(struct mla_backend *backend, struct mla_fence *fence,
+                                         bool *reached)
+{
+    (void)backend;
+    (void)fence;
+    *reached = true;
+    return MLA_OK;
+}
+
+static enum mla_status cpu_fence_span(struct mla_backend *backend, struct mla_fence *from,
+                                      struct mla_fence *to, uint64_t *ns)
+{
+    (void)backend;
+    *ns = to->ns > from->ns ? to->ns - from->ns : 0;
+    return MLA_OK;
+}
+
+/* The lengths are in host memory: attend_decode looks at them itself. */
+static size_t cpu_decode_schedule_bytes(struct mla_backend *backend, int64_t rows_max,
+                                        int64_t heads)
+{
+    (void)backend;
+    (void)rows_max;
+    (void)heads;
+    return 0;
+}
+
+static enum mla_status cpu_schedule_decode(struct mla_backend *backend,
+                                           const struct mla_attend_decode *attend, void *schedule)
+{
+    (void)backend;
+    (void)attend;
+    (void)schedule;
+    return MLA_OK;
+}
+
 static const struct mla_backend_ops cpu_ops = {
     .name = "cpu",
     .alloc = cpu_alloc,
     .free = cpu_free,
+    .memory_free = cpu_memory_free,
+    .host_alloc = cpu_alloc,
+    .host_free = cpu_free,
     .upload = cpu_move,
     .download = cpu_move,
+    .move = cpu_move,
+    .copy_in = cpu_move,
+    .copy_out = cpu_move,
     .synchronize = cpu_synchronize,
     .destroy = cpu_destroy,
+    .fence_create = cpu_fence_create,
+    .fence_destroy = cpu_fence_destroy,
+    .fence_record = cpu_fence_record,
+    .fence_wait = cpu_fence_wait,
+    .fence_reached = cpu_fence_reached,
+    .fence_span = cpu_fence_span,
     .gemm = mla_cpu_gemm,
-    .rmsnorm = mla_cpu_rmsnorm,
+    .latents = mla_cpu_latents,
     .rope = mla_cpu_rope,
     .copy = mla_cpu_copy,
     .kv_write = mla_cpu_kv_write,
     .kv_gather = mla_cpu_kv_gather,
     .kv_copy = mla_cpu_kv_copy,
+    .decode_schedule_bytes = cpu_decode_schedule_bytes,
+    .schedule_decode = cpu_schedule_decode,
     .attend_decode = mla_cpu_attend_decode,
     .attend_prefill = mla_cpu_attend_prefill,
     .merge = mla_cpu_merge,

@@ -113,7 +113,7 @@ void mla_cpu_tile_add(const struct mla_cpu_tile *tile, const int64_t *keys, int6
                       int64_t count, const float *values, int64_t stride);
 
 enum mla_status mla_cpu_gemm(struct mla_backend *, const struct mla_gemm *);
-enum mla_status mla_cpu_rmsnorm(struct mla_backend *, const struct mla_rmsnorm *);
+enum mla_status mla_cpu_latents(struct mla_backend *, const struct mla_latents *);
 enum mla_status mla_cpu_rope(struct mla_backend *, const struct mla_rope *);
 enum mla_status mla_cpu_copy(struct mla_backend *, const struct mla_copy *);
 enum mla_status mla_cpu_kv_write(struct mla_backend *, const struct mla_kv_write *);

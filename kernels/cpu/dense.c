@@ -68,24 +68,16 @@ enum mla_status mla_cpu_gemm(struct mla_backend *backend, const struct mla_gemm 
     return MLA_OK;
 }
 
-enum mla_status mla_cpu_rmsnorm(struct mla_backend *backend, const struct mla_rmsnorm *norm)
+static void rmsnorm(float *x, int64_t n, const float *weight, float eps)
 {
-    mla_cpu_begin(backend);
-    const float *weight = norm->weight;
-    assert(norm->rows >= 0 && norm->n > 0);
-#pragma omp parallel for if (norm->rows * norm->n > ELEMENTS_PER_THREAD_MIN)
-    for (int64_t row = 0; row < norm->rows; row++) {
-        float *x = (float *)norm->x + row * norm->x_stride;
-        float squares = 0.0f;
+    float squares = 0;
 #pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < norm->n; i++)
-            squares += x[i] * x[i];
-        float factor = 1.0f / sqrtf(squares / (float)norm->n + norm->eps);
+    for (int64_t i = 0; i < n; i++)
+        squares += x[i] * x[i];
+    float factor = 1.0f / sqrtf(squares / (float)n + eps);
 #pragma omp simd
-        for (int64_t i = 0; i < norm->n; i++)
-            x[i] = x[i] * factor * weight[i];
-    }
-    return MLA_OK;
+    for (int64_t i = 0; i < n; i++)
+        x[i] = x[i] * factor * weight[i];
 }
 
 /* Pair i is at [i * step] and [i * step + distance]. */
@@ -98,6 +90,34 @@ static void rotate(float *dst, const float *src, const float *table, int64_t pai
         dst[i * step] = x * cosine - y * sine;
         dst[i * step + distance] = x * sine + y * cosine;
     }
+}
+
+static void rotate_head(float *dst, const float *src, const float *table, int64_t dim,
+                        bool interleaved)
+{
+    if (interleaved)
+        rotate(dst, src, table, dim / 2, 2, 1);
+    else
+        rotate(dst, src, table, dim / 2, 1, dim / 2);
+}
+
+enum mla_status mla_cpu_latents(struct mla_backend *backend, const struct mla_latents *latents)
+{
+    mla_cpu_begin(backend);
+    assert(latents->rows >= 0 && latents->latent > 0 && latents->rope % 2 == 0);
+    int64_t elements = latents->rows * (latents->q_lora + latents->latent + latents->rope);
+#pragma omp parallel for if (elements > ELEMENTS_PER_THREAD_MIN)
+    for (int64_t row = 0; row < latents->rows; row++) {
+        float *ckv = (float *)latents->ckv + row * latents->stride;
+        float *kpe = ckv + latents->latent;
+        const float *table = latents->table + latents->positions[row] * latents->rope;
+        if (latents->cq)
+            rmsnorm((float *)latents->cq + row * latents->stride, latents->q_lora, latents->q_norm,
+                    latents->eps);
+        rmsnorm(ckv, latents->latent, latents->kv_norm, latents->eps);
+        rotate_head(kpe, kpe, table, latents->rope, latents->interleaved);
+    }
+    return MLA_OK;
 }
 
 enum mla_status mla_cpu_rope(struct mla_backend *backend, const struct mla_rope *rope)
@@ -113,10 +133,7 @@ enum mla_status mla_cpu_rope(struct mla_backend *backend, const struct mla_rope 
         for (int64_t head = 0; head < rope->heads; head++) {
             const float *from = src + head * rope->src_head_stride;
             float *to = dst + head * rope->dst_head_stride;
-            if (rope->interleaved)
-                rotate(to, from, table, rope->dim / 2, 2, 1);
-            else
-                rotate(to, from, table, rope->dim / 2, 1, rope->dim / 2);
+            rotate_head(to, from, table, rope->dim, rope->interleaved);
         }
     }
     return MLA_OK;

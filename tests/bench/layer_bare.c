@@ -128,7 +128,7 @@ static enum mla_status bare_synchronize(struct mla_backend *backend)
         return MLA_OK;                                                                             \
     }
 
-NOTHING(rmsnorm)
+NOTHING(latents)
 NOTHING(rope)
 NOTHING(copy)
 NOTHING(kv_write)
@@ -139,7 +139,7 @@ static const struct mla_backend_ops bare_ops = {
     .name = "bare",
     .synchronize = bare_synchronize,
     .gemm = bare_gemm,
-    .rmsnorm = bare_rmsnorm,
+    .latents = bare_latents,
     .rope = bare_rope,
     .copy = bare_copy,
     .kv_write = bare_kv_write,

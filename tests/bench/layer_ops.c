@@ -6,7 +6,7 @@ static const char *const names[MLA_ROLE_COUNT] = {
     [MLA_ROLE_DOWN] = "gemm W_a",      [MLA_ROLE_Q] = "gemm W_q_b",
     [MLA_ROLE_EXPAND] = "gemm expand", [MLA_ROLE_ABSORB] = "gemm absorb",
     [MLA_ROLE_UV] = "gemm W_UV",       [MLA_ROLE_O] = "gemm W_o",
-    [MLA_ROLE_ATTEND] = "attend",      [MLA_ROLE_RMSNORM] = "rmsnorm",
+    [MLA_ROLE_ATTEND] = "attend",      [MLA_ROLE_LATENTS] = "latents",
     [MLA_ROLE_ROPE] = "rope",          [MLA_ROLE_COPY] = "copy",
     [MLA_ROLE_KV_WRITE] = "kv_write",  [MLA_ROLE_KV_GATHER] = "kv_gather",
     [MLA_ROLE_MERGE] = "merge",
@@ -88,7 +88,7 @@ static enum mla_status add(struct mla_timed *timed, enum mla_role role, double f
 TIMED(gemm, role_of_gemm(timed, arguments), flops_of_gemm(arguments))
 TIMED(attend_decode, MLA_ROLE_ATTEND, flops_of_decode(arguments))
 TIMED(attend_prefill, MLA_ROLE_ATTEND, flops_of_prefill(arguments))
-TIMED(rmsnorm, MLA_ROLE_RMSNORM, 0)
+TIMED(latents, MLA_ROLE_LATENTS, 0)
 TIMED(rope, MLA_ROLE_ROPE, 0)
 TIMED(copy, MLA_ROLE_COPY, 0)
 TIMED(kv_write, MLA_ROLE_KV_WRITE, 0)
@@ -98,7 +98,7 @@ TIMED(merge, MLA_ROLE_MERGE, 0)
 static const struct mla_backend_ops timed_ops = {
     .name = "timed",
     .gemm = timed_gemm,
-    .rmsnorm = timed_rmsnorm,
+    .latents = timed_latents,
     .rope = timed_rope,
     .copy = timed_copy,
     .kv_write = timed_kv_write,

@@ -13,7 +13,7 @@ enum mla_role {
     MLA_ROLE_UV,
     MLA_ROLE_O,
     MLA_ROLE_ATTEND,
-    MLA_ROLE_RMSNORM,
+    MLA_ROLE_LATENTS,
     MLA_ROLE_ROPE,
     MLA_ROLE_COPY,
     MLA_ROLE_KV_WRITE,

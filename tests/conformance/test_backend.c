@@ -111,54 +111,104 @@ Test(backend, gemm)
     mla_each_device(gemm_of_no_rows);
 }
 
-static void check_rmsnorm(struct mla_device *device, int64_t rows, int64_t n)
+struct latents_case {
+    int64_t rows, q_lora, latent, rope; /* q_lora 0: without */
+    bool interleaved;
+};
+
+/* x / sqrt(mean(x^2) + eps) * weight */
+static void want_norm(const float *x, const float *weight, int64_t n, float eps, double *want)
 {
+    double squares = 0;
+    for (int64_t i = 0; i < n; i++)
+        squares += (double)x[i] * (double)x[i];
+    for (int64_t i = 0; i < n; i++)
+        want[i] = (double)x[i] / sqrt(squares / (double)n + (double)eps) * (double)weight[i];
+}
+
+static void want_rotation(const float *x, const float *table, int64_t dim, bool interleaved,
+                          double *want)
+{
+    const int64_t step = interleaved ? 2 : 1, distance = interleaved ? 1 : dim / 2;
+    for (int64_t pair = 0; pair < dim / 2; pair++) {
+        double cosine = (double)table[2 * pair], sine = (double)table[2 * pair + 1];
+        double first = (double)x[pair * step], second = (double)x[pair * step + distance];
+        want[pair * step] = first * cosine - second * sine;
+        want[pair * step + distance] = first * sine + second * cosine;
+    }
+}
+
+static void check_latents(struct mla_device *device, const struct latents_case *c)
+{
+    enum { POSITIONS = 50 };
     const enum mla_dtype dtype = device->backend->activation;
-    const int64_t stride = n + 3;
-    struct mla_tensor x = mla_tensor_make(device, dtype, rows * stride);
-    struct mla_tensor weight = mla_tensor_make(device, dtype, n);
-    mla_tensor_fill(&x, 0, rows, stride, n);
+    const int64_t n = c->q_lora + c->latent + c->rope, stride = n + 8;
+    const float eps = 1e-2f;
+    struct mla_tensor x = mla_tensor_make(device, dtype, c->rows * stride);
+    struct mla_tensor q_norm = mla_tensor_make(device, dtype, c->q_lora + 1);
+    struct mla_tensor kv_norm = mla_tensor_make(device, dtype, c->latent);
+    struct mla_tensor table = mla_tensor_make(device, MLA_F32, POSITIONS * c->rope);
+    int32_t positions[64];
+    cr_assert(c->rows <= 64);
+    for (int64_t row = 0; row < c->rows; row++)
+        positions[row] = (int32_t)mla_random_int(0, POSITIONS - 1);
+    mla_tensor_fill(&x, 0, c->rows, stride, n);
     for (int64_t i = 0; i < n; i++)
         x.host[i] = 0; /* a row of zeros stays one */
-    mla_tensor_fill(&weight, 0, 1, n, n);
+    mla_tensor_fill(&q_norm, 0, 1, c->q_lora, c->q_lora);
+    mla_tensor_fill(&kv_norm, 0, 1, c->latent, c->latent);
+    mla_tensor_fill(&table, 0, 1, table.count, table.count);
     mla_tensor_upload(device, &x);
-    mla_tensor_upload(device, &weight);
+    mla_tensor_upload(device, &q_norm);
+    mla_tensor_upload(device, &kv_norm);
+    mla_tensor_upload(device, &table);
     double *want = mla_wanted(&x);
-    const float eps = 1e-2f;
-    for (int64_t row = 0; row < rows; row++) {
+    for (int64_t row = 0; row < c->rows; row++) {
         const float *in = x.host + row * stride;
-        double squares = 0;
-        for (int64_t i = 0; i < n; i++)
-            squares += (double)in[i] * (double)in[i];
-        for (int64_t i = 0; i < n; i++)
-            want[row * stride + i] =
-                (double)in[i] / sqrt(squares / (double)n + (double)eps) * (double)weight.host[i];
+        double *out = want + row * stride;
+        want_norm(in, q_norm.host, c->q_lora, eps, out);
+        want_norm(in + c->q_lora, kv_norm.host, c->latent, eps, out + c->q_lora);
+        want_rotation(in + c->q_lora + c->latent, table.host + positions[row] * c->rope, c->rope,
+                      c->interleaved, out + c->q_lora + c->latent);
     }
-    MLA_RUN(device, rmsnorm,
-            &(struct mla_rmsnorm){
-                .rows = rows,
-                .n = n,
-                .x = x.memory,
-                .x_stride = stride,
-                .weight = weight.memory,
+    char *memory = x.memory;
+    MLA_RUN(device, latents,
+            &(struct mla_latents){
+                .rows = c->rows,
+                .stride = stride,
+                .cq = c->q_lora ? memory : NULL,
+                .q_lora = c->q_lora,
+                .q_norm = q_norm.memory,
+                .ckv = memory + (size_t)c->q_lora * mla_dtype_bytes(dtype),
+                .latent = c->latent,
+                .rope = c->rope,
+                .kv_norm = kv_norm.memory,
                 .eps = eps,
+                .positions = mla_device_put(device, positions, sizeof positions),
+                .table = table.memory,
+                .interleaved = c->interleaved,
             });
-    mla_expect(device, &x, want, n, "rmsnorm");
+    mla_expect(device, &x, want, n, "latents");
     free(want);
     mla_tensor_free(&x);
-    mla_tensor_free(&weight);
+    mla_tensor_free(&q_norm);
+    mla_tensor_free(&kv_norm);
+    mla_tensor_free(&table);
 }
 
-static void rmsnorm_shapes(struct mla_device *device)
+static void latents_shapes(struct mla_device *device)
 {
-    check_rmsnorm(device, 2, 1);
-    check_rmsnorm(device, 3, 63);
-    check_rmsnorm(device, 40, 512);
+    static const struct latents_case cases[] = {
+        {2, 0, 1, 2, true},      {3, 5, 63, 4, false},     {40, 24, 64, 16, true},
+        {40, 24, 64, 16, false}, {5, 1536, 512, 64, true}, {33, 0, 512, 64, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_latents(device, &cases[i]);
 }
 
-Test(backend, rmsnorm)
+Test(backend, latents)
 {
-    mla_each_device(rmsnorm_shapes);
+    mla_each_device(latents_shapes);
 }
 
 struct rope_case {
@@ -188,18 +238,10 @@ static void check_rope(struct mla_device *device, const struct rope_case *c)
     mla_tensor_upload(device, &src);
     mla_tensor_upload(device, &table);
     double *want = mla_wanted(&dst);
-    const int64_t step = c->interleaved ? 2 : 1, distance = c->interleaved ? 1 : dim / 2;
-    for (int64_t i = 0; i < c->rows * heads; i++) {
-        const float *in = src.host + i / heads * src_row + i % heads * src_head;
-        double *out = want + i / heads * dst_row + i % heads * dst_head;
-        for (int64_t pair = 0; pair < dim / 2; pair++) {
-            const float *turn = table.host + positions[i / heads] * dim + 2 * pair;
-            double cosine = (double)turn[0], sine = (double)turn[1];
-            double x = (double)in[pair * step], y = (double)in[pair * step + distance];
-            out[pair * step] = x * cosine - y * sine;
-            out[pair * step + distance] = x * sine + y * cosine;
-        }
-    }
+    for (int64_t i = 0; i < c->rows * heads; i++)
+        want_rotation(src.host + i / heads * src_row + i % heads * src_head,
+                      table.host + positions[i / heads] * dim, dim, c->interleaved,
+                      want + i / heads * dst_row + i % heads * dst_head);
     struct mla_rope rope = {
         .rows = c->rows,
         .heads = heads,
