@@ -7,7 +7,8 @@
 #include <cuda.h>
 #include <stdint.h>
 
-namespace ptx {
+namespace ptx
+{
 
 __device__ __forceinline__ uint32_t shared_address(const void *pointer)
 {
@@ -36,10 +37,10 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *barrier)
 
 __device__ __forceinline__ void barrier_arrive_expect(uint64_t *barrier, uint32_t bytes)
 {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     shared_address(barrier)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+        "r"(bytes)
+        : "memory");
 }
 
 /* Returns once the phase of this parity has ended. */

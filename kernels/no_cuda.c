@@ -1,0 +1,23 @@
+/* A build without CUDA. */
+#include "kernels/backend.h"
+
+#include <assert.h>
+
+int mla_backend_cuda_count(void)
+{
+    return 0;
+}
+
+enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out)
+{
+    (void)device;
+    (void)out;
+    return MLA_OPTION;
+}
+
+void *mla_backend_cuda_stream(struct mla_backend *backend)
+{
+    (void)backend;
+    assert(!"there is no CUDA backend in this build");
+    return NULL;
+}
