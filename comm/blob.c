@@ -34,6 +34,7 @@ struct pooled {
 
 /* Blobs come back in a socket's own thread, so the lists are behind a lock. */
 struct mla_blob_pool {
+    struct mla_blob_memory memory;
     pthread_mutex_t lock;
     struct pooled *kept[CLASSES];
     size_t bytes, bytes_max, lent;
@@ -45,9 +46,23 @@ static size_t class_bytes(int size_class)
     return (size_t)1 << (size_class + CLASS_SHIFT_MIN);
 }
 
+static enum mla_status host_alloc(void *context, size_t bytes, void **out)
+{
+    (void)context;
+    *out = aligned_alloc(4096, bytes);
+    return *out ? MLA_OK : MLA_MEMORY;
+}
+
+static void host_free(void *context, void *memory)
+{
+    (void)context;
+    free(memory);
+}
+
 static void pooled_free(struct pooled *pooled)
 {
-    free(pooled->blob.data);
+    const struct mla_blob_memory *memory = &pooled->pool->memory;
+    memory->free(memory->context, pooled->blob.data);
     free(pooled);
 }
 
@@ -86,9 +101,17 @@ static void pooled_release(struct mla_blob *blob)
 
 enum mla_status mla_blob_pool_create(size_t bytes_max, struct mla_blob_pool **out)
 {
+    const struct mla_blob_memory memory = {.alloc = host_alloc, .free = host_free};
+    return mla_blob_pool_create_in(bytes_max, &memory, out);
+}
+
+enum mla_status mla_blob_pool_create_in(size_t bytes_max, const struct mla_blob_memory *memory,
+                                        struct mla_blob_pool **out)
+{
     struct mla_blob_pool *pool = calloc(1, sizeof *pool);
     if (!pool)
         return MLA_MEMORY;
+    pool->memory = *memory;
     pthread_mutex_init(&pool->lock, NULL);
     pool->bytes_max = bytes_max;
     *out = pool;
@@ -113,10 +136,10 @@ static enum mla_status pooled_create(struct mla_blob_pool *pool, int size_class,
                                      struct pooled **out)
 {
     struct pooled *pooled = malloc(sizeof *pooled);
-    void *data = aligned_alloc(4096, class_bytes(size_class));
-    if (!pooled || !data) {
+    void *data = NULL;
+    if (!pooled ||
+        pool->memory.alloc(pool->memory.context, class_bytes(size_class), &data) != MLA_OK) {
         free(pooled);
-        free(data);
         return MLA_MEMORY;
     }
     pooled->blob.data = data;

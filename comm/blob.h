@@ -24,6 +24,14 @@ void mla_blob_drop(struct mla_blob *blob); /* NULL is allowed */
  * The pool holds at most bytes_max, lent and kept together. */
 struct mla_blob_pool;
 enum mla_status mla_blob_pool_create(size_t bytes_max, struct mla_blob_pool **out);
+/* The same in other memory than malloc's. free is called from any thread. */
+struct mla_blob_memory {
+    void *context;
+    enum mla_status (*alloc)(void *context, size_t bytes, void **out);
+    void (*free)(void *context, void *memory);
+};
+enum mla_status mla_blob_pool_create_in(size_t bytes_max, const struct mla_blob_memory *memory,
+                                        struct mla_blob_pool **out);
 /* Blobs that are still lent stay valid; the last one to come back ends the pool. */
 void mla_blob_pool_destroy(struct mla_blob_pool **pool);
 /* A blob of `bytes` with one reference. MLA_AGAIN over bytes_max, MLA_MEMORY. */

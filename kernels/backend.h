@@ -262,7 +262,9 @@ struct mla_backend_ops {
 struct mla_backend {
     const struct mla_backend_ops *ops;
     enum mla_dtype activation;
-    bool graphs; /* captures; decode microbatches are padded to buckets */
+    bool graphs;  /* captures; decode microbatches are padded to buckets */
+    bool unified; /* its memory is the host's: operations also read and write what is not from
+                     alloc, and have finished when they return */
 };
 
 /* The CPU backend, OpenBLAS and OpenMP with `threads` threads (0: as OMP_NUM_THREADS says, or

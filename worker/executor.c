@@ -3,10 +3,8 @@
 #include "comm/channel.h"
 #include "proto/clock.h"
 #include "proto/worker_message.h"
+#include "worker/flights.h"
 #include "worker/heartbeat.h"
-#include "worker/kvcache.h"
-#include "worker/layer.h"
-#include "worker/step.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -28,11 +26,8 @@ struct executor {
     struct mla_kvcache cache;
     struct mla_layer layer;
     struct mla_step *steps; /* [adopt.steps] */
-    struct mla_blob_pool *replies;
-    int64_t own_rows_max;
-    void *stage;            /* [own rows, hidden] f32 at most: payloads as they come and go */
-    void *x;                /* the same in activation dtype */
-    void *zeros;            /* host, for padding */
+    struct mla_flights flights;
+    struct mla_graphs graphs;
     uint64_t poll_until_ns; /* when to sleep if nothing came */
     atomic_ullong progress;
     struct mla_heartbeat_thread *heartbeat;
@@ -114,19 +109,37 @@ static enum mla_status join(struct executor *executor)
     }
 }
 
+static uint32_t to_multiple(uint32_t rows, uint32_t ranks)
+{
+    return (rows + ranks - 1) / ranks * ranks;
+}
+
+/* The buckets as they are padded for the ranks. */
+static uint32_t padded_buckets(const struct mla_adopt *adopt, uint32_t ranks, uint32_t *padded)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < adopt->bucket_count; i++) {
+        uint32_t rows = to_multiple(adopt->buckets[i], ranks);
+        if (count == 0 || padded[count - 1] != rows)
+            padded[count++] = rows;
+    }
+    return count;
+}
+
 /* Everything that lasts is allocated here, from the coordinator's sizes. */
 static enum mla_status allocate(struct executor *executor)
 {
     const struct mla_adopt *adopt = &executor->adopt;
     struct mla_backend *backend = executor->backend;
     struct mla_shard *shard = executor->shard;
+    uint32_t buckets[MLA_DECODE_BUCKETS_MAX];
+    uint32_t bucket_count = padded_buckets(adopt, shard->ranks, buckets);
+    uint32_t decode_rows = bucket_count > 0 ? buckets[bucket_count - 1] : 0;
     uint32_t rows = adopt->prefill_tokens_max < adopt->step_tokens_max ? adopt->prefill_tokens_max
                                                                        : adopt->step_tokens_max;
-    if (adopt->bucket_count > 0 && adopt->buckets[adopt->bucket_count - 1] > rows)
-        rows = adopt->buckets[adopt->bucket_count - 1];
-    rows = (rows + shard->ranks - 1) / shard->ranks * shard->ranks;
-    executor->own_rows_max = rows / shard->ranks;
-    size_t own_values = (size_t)executor->own_rows_max * shard->config.hidden;
+    rows = to_multiple(rows, shard->ranks);
+    if (rows < decode_rows)
+        rows = decode_rows;
 
     enum mla_status status = mla_kvcache_init(
         &executor->cache, backend, &shard->config, executor->options->kv_dtype, shard->layer_count,
@@ -135,17 +148,15 @@ static enum mla_status allocate(struct executor *executor)
         status = mla_shard_make_rope_table(shard, backend, adopt->context_max);
     if (status == MLA_OK)
         status = mla_layer_init(&executor->layer, backend, executor->collective, shard,
-                                &executor->cache, rows, executor->options->chunk_rows);
+                                &executor->cache, rows, decode_rows, executor->options->chunk_rows);
     if (status == MLA_OK)
-        status = backend->ops->alloc(backend, own_values * sizeof(float), &executor->stage);
+        status = mla_flights_init(&executor->flights, backend, rows / shard->ranks,
+                                  shard->config.hidden, adopt->credits + 2);
     if (status == MLA_OK)
-        status = backend->ops->alloc(backend, own_values * sizeof(float), &executor->x);
-    if (status == MLA_OK)
-        status = mla_blob_pool_create(
-            (adopt->credits + 2) * (own_values * sizeof(float) * 2 + 8192), &executor->replies);
+        status = mla_graphs_init(&executor->graphs, &executor->layer, executor->flights.x,
+                                 executor->options->graphs, buckets, bucket_count);
     executor->steps = calloc(adopt->steps, sizeof *executor->steps);
-    executor->zeros = calloc(own_values, sizeof(float));
-    if (status == MLA_OK && (!executor->steps || !executor->zeros))
+    if (status == MLA_OK && !executor->steps)
         status = MLA_MEMORY;
     return status;
 }
@@ -184,13 +195,15 @@ static enum mla_status on_plan(struct executor *executor)
         return MLA_MALFORMED;
     for (uint32_t i = 0; i < plan->microbatch_count; i++) {
         struct mla_plan_microbatch mb = mla_plan_microbatch_at(plan, i);
-        if (mb.padded > executor->layer.rows_max || mb.padded % executor->shard->ranks != 0)
+        int64_t most =
+            mb.kind == MLA_DECODE ? executor->layer.decode_rows_max : executor->layer.rows_max;
+        if (mb.padded > most || mb.padded % executor->shard->ranks != 0)
             return MLA_MALFORMED;
     }
     enum mla_status status = mla_kvcache_apply(&executor->cache, plan);
     if (status == MLA_OK)
         status = mla_step_build(&executor->steps[plan->slot], &executor->cache, plan,
-                                executor->options->chunk_rows);
+                                executor->options->chunk_rows, executor->shard->heads);
     return status;
 }
 
@@ -200,61 +213,6 @@ static uint32_t layer_index(const struct mla_shard *shard, uint32_t layer)
     while (i < shard->layer_count && shard->layers[i] != layer)
         i++;
     return i;
-}
-
-/* Payload to x: own rows in activation dtype, padding rows zero. */
-static enum mla_status copy_in(struct executor *executor, const struct mla_blob *payload,
-                               int64_t rows, int64_t padded, enum mla_dtype dtype)
-{
-    struct mla_backend *backend = executor->backend;
-    int64_t hidden = executor->shard->config.hidden;
-    size_t row = (size_t)hidden * mla_dtype_bytes(dtype);
-    enum mla_status status = MLA_OK;
-    if (rows > 0)
-        status = backend->ops->upload(backend, executor->stage, payload->data, rows * row);
-    if (status == MLA_OK && padded > rows)
-        status = backend->ops->upload(backend, (char *)executor->stage + rows * row,
-                                      executor->zeros, (padded - rows) * row);
-    struct mla_copy copy = {.rows = padded,
-                            .n = hidden,
-                            .src = executor->stage,
-                            .src_stride = hidden,
-                            .src_dtype = dtype,
-                            .dst = executor->x,
-                            .dst_stride = hidden,
-                            .dst_dtype = backend->activation};
-    return status == MLA_OK ? backend->ops->copy(backend, &copy) : status;
-}
-
-static enum mla_status copy_out(struct executor *executor, const void *rows, int64_t count,
-                                enum mla_dtype dtype, struct mla_blob **out)
-{
-    struct mla_backend *backend = executor->backend;
-    int64_t hidden = executor->shard->config.hidden;
-    size_t bytes = (size_t)(count * hidden) * mla_dtype_bytes(dtype);
-    struct mla_blob *blob = NULL;
-    enum mla_status status = mla_blob_pool_get(executor->replies, bytes, &blob);
-    if (status != MLA_OK)
-        return status;
-    struct mla_copy copy = {.rows = count,
-                            .n = hidden,
-                            .src = rows,
-                            .src_stride = hidden,
-                            .src_dtype = backend->activation,
-                            .dst = executor->stage,
-                            .dst_stride = hidden,
-                            .dst_dtype = dtype};
-    status = backend->ops->copy(backend, &copy);
-    if (status == MLA_OK)
-        status = backend->ops->download(backend, blob->data, executor->stage, bytes);
-    if (status == MLA_OK)
-        status = backend->ops->synchronize(backend);
-    if (status != MLA_OK) {
-        mla_blob_drop(blob);
-        return status;
-    }
-    *out = blob;
-    return MLA_OK;
 }
 
 static bool work_fits(const struct executor *executor, const struct mla_work *work,
@@ -276,41 +234,68 @@ static uint32_t clamp_ns(uint64_t ns)
     return ns < UINT32_MAX ? (uint32_t)ns : UINT32_MAX;
 }
 
+/* The oldest flight's reply, if it has landed. */
+static enum mla_status answer(struct executor *executor)
+{
+    bool landed = false;
+    struct mla_flight flight;
+    uint64_t compute_ns = 0;
+    enum mla_status status = mla_flights_landed(&executor->flights, &landed);
+    if (status == MLA_OK && !landed)
+        return MLA_AGAIN;
+    if (status == MLA_OK)
+        status = mla_flights_take(&executor->flights, &flight, &compute_ns);
+    if (status != MLA_OK)
+        return status;
+    outgoing(executor, MLA_DONE);
+    executor->outgoing.u.done =
+        (struct mla_done){.step = flight.work.step,
+                          .work = flight.work.work,
+                          .rank = executor->shard->rank,
+                          .rows = flight.work.rows,
+                          .dtype = flight.work.reply_dtype,
+                          .compute_ns = clamp_ns(compute_ns - flight.collective_ns),
+                          .collective_ns = clamp_ns(flight.collective_ns)};
+    status = send(executor, flight.reply);
+    mla_blob_drop(flight.reply);
+    atomic_fetch_add_explicit(&executor->progress, 1, memory_order_relaxed);
+    executor->poll_until_ns = mla_now_ns() + executor->options->poll_us * 1000ull;
+    return status;
+}
+
+static enum mla_status make_room(struct executor *executor)
+{
+    enum mla_status status = MLA_OK;
+    while (status == MLA_OK && mla_flights_full(&executor->flights)) {
+        status = answer(executor);
+        if (status == MLA_AGAIN) {
+            sched_yield();
+            status = MLA_OK;
+        }
+    }
+    return status;
+}
+
 static enum mla_status on_work(struct executor *executor, const struct mla_blob *payload)
 {
     const struct mla_work work = executor->incoming.u.work;
     if (!work_fits(executor, &work, payload))
         return MLA_MALFORMED;
-    const struct mla_microbatch *mb = &executor->steps[work.slot].microbatches[work.microbatch];
-    uint64_t begin_ns = mla_now_ns();
+    const struct mla_step *step = &executor->steps[work.slot];
+    int64_t padded = step->microbatches[work.microbatch].padded / executor->shard->ranks;
     uint64_t collective_ns = executor->collective->ns;
-    struct mla_blob *reply = NULL;
+    struct mla_flight *flight = NULL;
     void *rows = NULL;
-    enum mla_status status =
-        copy_in(executor, payload, work.rows, mb->padded / executor->shard->ranks,
-                (enum mla_dtype)work.dtype);
+    enum mla_status status = make_room(executor);
     if (status == MLA_OK)
-        status = mla_layer_run(&executor->layer, layer_index(executor->shard, work.layer), mb,
-                               executor->x, &rows);
-    if (status == MLA_OK && work.rows > 0)
-        status = copy_out(executor, rows, work.rows, (enum mla_dtype)work.reply_dtype, &reply);
+        status = mla_flights_begin(&executor->flights, &work, payload, padded, &flight);
+    if (status == MLA_OK)
+        status = mla_graphs_run(&executor->graphs, layer_index(executor->shard, work.layer), step,
+                                work.microbatch, &rows);
     if (status != MLA_OK)
         return status;
-    collective_ns = executor->collective->ns - collective_ns;
-    outgoing(executor, MLA_DONE);
-    executor->outgoing.u.done =
-        (struct mla_done){.step = work.step,
-                          .work = work.work,
-                          .rank = executor->shard->rank,
-                          .rows = work.rows,
-                          .dtype = work.reply_dtype,
-                          .compute_ns = clamp_ns(mla_now_ns() - begin_ns - collective_ns),
-                          .collective_ns = clamp_ns(collective_ns)};
-    status = send(executor, reply);
-    mla_blob_drop(reply);
-    atomic_fetch_add_explicit(&executor->progress, 1, memory_order_relaxed);
-    executor->poll_until_ns = mla_now_ns() + executor->options->poll_us * 1000ull;
-    return status;
+    flight->collective_ns = executor->collective->ns - collective_ns;
+    return mla_flights_end(&executor->flights, flight, rows);
 }
 
 /* One message. *end is set by SHUTDOWN. */
@@ -339,13 +324,13 @@ static enum mla_status handle(struct executor *executor, const struct mla_incomi
     }
 }
 
-/* Nothing is there. A layer's successor mostly comes within a fraction of a millisecond, and waking
- * a core that sleeps takes a good part of that: look for it a while, and let others run meanwhile,
- * before going to sleep. */
+/* No message is there. A layer's successor mostly comes within a fraction of a millisecond, and
+ * waking a core that sleeps takes a good part of that: look for it a while, and let others run
+ * meanwhile, before going to sleep. */
 static enum mla_status idle(struct executor *executor)
 {
     int fd = -1;
-    if (mla_now_ns() < executor->poll_until_ns) {
+    if (executor->flights.count > 0 || mla_now_ns() < executor->poll_until_ns) {
         sched_yield();
         return MLA_OK;
     }
@@ -357,12 +342,25 @@ static enum mla_status idle(struct executor *executor)
     return MLA_OK;
 }
 
+static enum mla_status fail(struct executor *executor, const char *what, enum mla_status status)
+{
+    fprintf(stderr, "rank %u: %s: %s\n", executor->shard->rank, what, mla_status_name(status));
+    outgoing(executor, MLA_FAILED);
+    executor->outgoing.u.failed = (struct mla_failed){
+        .group = executor->options->group, .rank = executor->shard->rank, .status = status};
+    (void)send(executor, NULL); /* the end of the connection tells as much */
+    return status;
+}
+
 static enum mla_status work(struct executor *executor)
 {
     bool end = false;
     while (!end && !stopped) {
         struct mla_incoming incoming;
-        enum mla_status status = mla_channel_receive(executor->channel, &incoming);
+        enum mla_status status = executor->flights.count > 0 ? answer(executor) : MLA_OK;
+        if (status != MLA_OK && status != MLA_AGAIN)
+            return fail(executor, "a microbatch", status);
+        status = mla_channel_receive(executor->channel, &incoming);
         if (status == MLA_AGAIN && (status = idle(executor)) == MLA_OK)
             continue;
         if (status != MLA_OK)
@@ -370,13 +368,9 @@ static enum mla_status work(struct executor *executor)
         status = handle(executor, &incoming, &end);
         mla_blob_drop(incoming.payload);
         if (status != MLA_OK) {
-            fprintf(stderr, "rank %u: message of type %u: %s\n", executor->shard->rank,
-                    executor->incoming.header.type, mla_status_name(status));
-            outgoing(executor, MLA_FAILED);
-            executor->outgoing.u.failed = (struct mla_failed){
-                .group = executor->options->group, .rank = executor->shard->rank, .status = status};
-            (void)send(executor, NULL); /* the end of the connection tells as much */
-            return status;
+            char what[32];
+            snprintf(what, sizeof what, "message of type %u", executor->incoming.header.type);
+            return fail(executor, what, status);
         }
     }
     return MLA_OK;
@@ -388,18 +382,14 @@ static void fini(struct executor *executor)
     for (uint32_t i = 0; executor->steps && i < executor->adopt.steps; i++)
         mla_step_fini(&executor->steps[i], executor->backend);
     free(executor->steps);
-    free(executor->zeros);
-    if (executor->stage)
-        executor->backend->ops->free(executor->backend, executor->stage);
-    if (executor->x)
-        executor->backend->ops->free(executor->backend, executor->x);
+    mla_graphs_fini(&executor->graphs);
     if (executor->layer.backend)
         mla_layer_fini(&executor->layer);
     if (executor->cache.backend)
         mla_kvcache_fini(&executor->cache);
     mla_channel_destroy(&executor->channel);
     mla_channel_context_destroy(&executor->context);
-    mla_blob_pool_destroy(&executor->replies);
+    mla_flights_fini(&executor->flights);
     free(executor);
 }
 

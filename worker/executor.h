@@ -4,7 +4,7 @@
 #define MLA_WORKER_EXECUTOR_H
 
 #include "comm/collective.h"
-#include "worker/shard.h"
+#include "worker/graphs.h"
 
 struct mla_executor_options {
     const char *coordinator; /* endpoint for workers */
@@ -12,7 +12,8 @@ struct mla_executor_options {
     uint64_t job; /* the same on all ranks of this mpirun job, another next time */
     enum mla_dtype kv_dtype;
     uint64_t kv_memory_bytes; /* what the KV pools of this rank may take */
-    uint32_t chunk_rows;      /* cached context expanded at a time */
+    enum mla_graphs_mode graphs;
+    uint32_t chunk_rows; /* cached context expanded at a time */
     uint32_t connect_timeout_ms;
     uint32_t poll_us; /* after a microbatch, how long to look for the next before sleeping */
 };

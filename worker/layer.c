@@ -15,17 +15,19 @@ static const float NORM_EPS = 1e-6f;
 enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *backend,
                                struct mla_collective *collective, const struct mla_shard *shard,
                                const struct mla_kvcache *cache, int64_t rows_max,
-                               int64_t chunk_rows)
+                               int64_t decode_rows_max, int64_t chunk_rows)
 {
     const struct mla_config *c = &shard->config;
-    assert(rows_max % shard->ranks == 0);
+    assert(rows_max % shard->ranks == 0 && decode_rows_max <= rows_max);
     *layer = (struct mla_layer){.backend = backend,
                                 .collective = collective,
                                 .shard = shard,
                                 .cache = cache,
                                 .rows_max = rows_max,
+                                .decode_rows_max = decode_rows_max,
                                 .chunk_rows = chunk_rows};
     size_t rows = (size_t)rows_max;
+    size_t decode_rows = (size_t)decode_rows_max;
     size_t expanded_rows = rows_max > chunk_rows ? rows : (size_t)chunk_rows;
     size_t heads = shard->heads;
     size_t element = mla_dtype_bytes(backend->activation);
@@ -37,8 +39,8 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
     } buffers[] = {
         {&layer->latents, rows * (mla_q_input(c) + c->latent + c->rope) * element},
         {&layer->q, rows * heads * (c->nope + c->rope) * element},
-        {&layer->absorbed, rows * heads * (c->latent + c->rope) * element},
-        {&layer->o_latent, rows * heads * c->latent * element},
+        {&layer->absorbed, decode_rows * heads * (c->latent + c->rope) * element},
+        {&layer->o_latent, decode_rows * heads * c->latent * element},
         {&layer->expanded, expanded_rows * heads * (c->nope + c->v) * element},
         {&layer->context, (size_t)chunk_rows * (c->latent + c->rope) * element},
         {&layer->heads_out, rows * heads * c->v * element},
@@ -49,7 +51,8 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
     };
     enum mla_status status = MLA_OK;
     for (size_t i = 0; status == MLA_OK && i < sizeof buffers / sizeof *buffers; i++)
-        status = backend->ops->alloc(backend, buffers[i].bytes, buffers[i].at);
+        if (buffers[i].bytes > 0)
+            status = backend->ops->alloc(backend, buffers[i].bytes, buffers[i].at);
     layer->lse = lse;
     layer->chunk_lse = chunk_lse;
     if (status != MLA_OK)
@@ -164,18 +167,6 @@ static enum mla_status rotate_q(struct mla_layer *layer, const struct mla_microb
     return layer->backend->ops->rope(layer->backend, &rope);
 }
 
-static struct mla_kv_view view(const struct mla_layer *layer, uint32_t index,
-                               const struct mla_microbatch *mb)
-{
-    return (struct mla_kv_view){.pool = mla_kvcache_pool(layer->cache, index),
-                                .tables = layer->cache->tables,
-                                .table_stride = layer->cache->table_stride,
-                                .sequences = mb->sequences,
-                                .table = mb->table,
-                                .row_first = mb->row_first,
-                                .kv_length = mb->kv_length};
-}
-
 /* Absorbed form: q_lat = q_nope W_UK, attention over the latent cache, o = o_lat W_UV. */
 static enum mla_status attend_decode(struct mla_layer *layer, uint32_t index,
                                      const struct mla_layer_weights *w,
@@ -200,7 +191,7 @@ static enum mla_status attend_decode(struct mla_layer *layer, uint32_t index,
                               .c = layer->absorbed,
                               .ldc = heads * width,
                               .c_stride = width};
-    struct mla_attend_decode attend = {.kv = view(layer, index, mb),
+    struct mla_attend_decode attend = {.kv = mla_step_view(layer->cache, index, mb),
                                        .rows_max = mb->padded,
                                        .heads = heads,
                                        .q = layer->absorbed,
@@ -209,7 +200,8 @@ static enum mla_status attend_decode(struct mla_layer *layer, uint32_t index,
                                        .out = layer->o_latent,
                                        .out_row_stride = heads * c->latent,
                                        .out_head_stride = c->latent,
-                                       .scale = layer->shard->softmax_scale};
+                                       .scale = layer->shard->softmax_scale,
+                                       .schedule = mb->schedule};
     struct mla_gemm up = {.m = mb->padded,
                           .n = c->v,
                           .k = c->latent,
@@ -279,7 +271,7 @@ static enum mla_status attend_context(struct mla_layer *layer, uint32_t index,
     const struct mla_config *c = &layer->shard->config;
     struct mla_backend *backend = layer->backend;
     int64_t width = c->latent + c->rope;
-    struct mla_kv_gather gather = {.kv = view(layer, index, mb),
+    struct mla_kv_gather gather = {.kv = mla_step_view(layer->cache, index, mb),
                                    .rows = chunk->rows,
                                    .begin = chunk->begin,
                                    .context_first = chunk->first,
@@ -343,7 +335,7 @@ enum mla_status mla_layer_run(struct mla_layer *layer, uint32_t index,
     int64_t own = mb->padded / layer->shard->ranks;
     int64_t width = latent_row(c);
     int64_t heads = layer->shard->heads;
-    assert(mb->padded <= layer->rows_max);
+    assert(mb->padded <= (mb->kind == MLA_DECODE ? layer->decode_rows_max : layer->rows_max));
 
     struct mla_kv_write write = {.pool = mla_kvcache_pool(layer->cache, index),
                                  .rows = mb->padded,

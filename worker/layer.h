@@ -9,18 +9,18 @@
 #include "worker/shard.h"
 #include "worker/step.h"
 
-/* What a layer needs besides a microbatch. Buffers are sized for rows_max padded rows and
- * chunk_rows of cached context, activation dtype, the backend's memory. */
+/* What a layer needs besides a microbatch. Buffers are sized for rows_max padded rows, of decode
+ * decode_rows_max, and chunk_rows of cached context, activation dtype, the backend's memory. */
 struct mla_layer {
     struct mla_backend *backend;
     struct mla_collective *collective;
     const struct mla_shard *shard;
     const struct mla_kvcache *cache;
-    int64_t rows_max, chunk_rows;
+    int64_t rows_max, decode_rows_max, chunk_rows;
     void *latents;          /* [rows, q_input + latent + rope]: q's input, ckv, kpe */
     void *q;                /* [rows, N, nope + rope] */
-    void *absorbed;         /* [rows, N, latent + rope] */
-    void *o_latent;         /* [rows, N, latent] */
+    void *absorbed;         /* [decode rows, N, latent + rope] */
+    void *o_latent;         /* [decode rows, N, latent] */
     void *expanded;         /* [max(rows, chunk_rows), N, nope + v]: k_nope and v */
     void *context;          /* [chunk_rows, latent + rope] */
     void *heads_out;        /* [rows, N, v] */
@@ -29,11 +29,11 @@ struct mla_layer {
     void *partial;          /* [rows, hidden] */
 };
 
-/* rows_max: a multiple of the ranks. MLA_MEMORY. */
+/* rows_max, decode_rows_max (at most rows_max): multiples of the ranks. MLA_MEMORY. */
 enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *backend,
                                struct mla_collective *collective, const struct mla_shard *shard,
                                const struct mla_kvcache *cache, int64_t rows_max,
-                               int64_t chunk_rows);
+                               int64_t decode_rows_max, int64_t chunk_rows);
 void mla_layer_fini(struct mla_layer *layer);
 
 /* Runs layer `index` (of the shard's list) on a microbatch. x [padded / ranks, hidden]: this

@@ -1,12 +1,14 @@
 #include "worker/step.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* The arrays of all microbatches stand in one piece of memory. The first pass, without memory,
  * measures; the second fills. */
 struct arena {
     uint8_t *host, *device;
     size_t used;
+    uint32_t heads;
 };
 
 static void *take(struct arena *arena, size_t bytes, const void **device)
@@ -32,28 +34,11 @@ static bool entries_fit(const struct mla_kvcache *cache, const struct mla_plan_m
 
 /* Rows and sequences. Padding rows belong to no sequence: attention skips them, and their slot
  * says that their KV is not written. */
-static void build_rows(struct arena *arena, const struct mla_kvcache *cache,
-                       const struct mla_plan_message *plan, const struct mla_plan_microbatch *from,
-                       struct mla_microbatch *to)
+static void fill_rows(const struct mla_kvcache *cache, const struct mla_plan_message *plan,
+                      const struct mla_plan_microbatch *from, const struct mla_microbatch *to,
+                      int32_t *positions, int64_t *slots, int32_t *table, int32_t *row_first,
+                      int32_t *kv_length)
 {
-    const void *device[5] = {0};
-    size_t count = from->entry_count;
-    int32_t *positions = take(arena, from->padded * sizeof *positions, &device[0]);
-    int64_t *slots = take(arena, from->padded * sizeof *slots, &device[1]);
-    int32_t *table = take(arena, count * sizeof *table, &device[2]);
-    int32_t *row_first = take(arena, (count + 1) * sizeof *row_first, &device[3]);
-    int32_t *kv_length = take(arena, count * sizeof *kv_length, &device[4]);
-    if (!positions)
-        return;
-    *to = (struct mla_microbatch){.kind = (enum mla_microbatch_kind)from->kind,
-                                  .rows = from->rows,
-                                  .padded = from->padded,
-                                  .sequences = from->entry_count,
-                                  .positions = device[0],
-                                  .slots = device[1],
-                                  .table = device[2],
-                                  .row_first = device[3],
-                                  .kv_length = device[4]};
     int32_t row = 0;
     for (uint32_t i = 0; i < from->entry_count; i++) {
         struct mla_plan_entry entry = mla_plan_entry_at(plan, from->entry_first + i);
@@ -61,7 +46,6 @@ static void build_rows(struct arena *arena, const struct mla_kvcache *cache,
         table[i] = (int32_t)entry.table;
         row_first[i] = row;
         kv_length[i] = (int32_t)(entry.start + entry.tokens);
-        to->rows_max = entry.tokens > to->rows_max ? entry.tokens : to->rows_max;
         for (uint32_t k = 0; k < entry.tokens; k++, row++) {
             uint32_t position = entry.start + k;
             positions[row] = (int32_t)position;
@@ -69,11 +53,59 @@ static void build_rows(struct arena *arena, const struct mla_kvcache *cache,
                          position % MLA_BLOCK_TOKENS;
         }
     }
-    row_first[from->entry_count] = row;
+    for (int64_t i = from->entry_count; i < to->sequences; i++) {
+        table[i] = 0;
+        row_first[i] = row;
+        kv_length[i] = 0;
+    }
+    row_first[to->sequences] = row;
     for (; row < (int32_t)from->padded; row++) {
         positions[row] = 0;
         slots[row] = MLA_SLOT_NONE;
     }
+}
+
+static void build_rows(struct arena *arena, const struct mla_kvcache *cache,
+                       const struct mla_plan_message *plan, const struct mla_plan_microbatch *from,
+                       struct mla_microbatch *to)
+{
+    const void *device[6] = {0};
+    bool decode = from->kind == MLA_DECODE;
+    size_t count = decode ? from->padded : from->entry_count;
+    size_t schedule_bytes =
+        decode
+            ? cache->backend->ops->decode_schedule_bytes(cache->backend, from->padded, arena->heads)
+            : 0;
+    size_t begin = arena->used;
+    int32_t *positions = take(arena, from->padded * sizeof *positions, &device[0]);
+    int64_t *slots = take(arena, from->padded * sizeof *slots, &device[1]);
+    int32_t *table = take(arena, count * sizeof *table, &device[2]);
+    int32_t *row_first = take(arena, (count + 1) * sizeof *row_first, &device[3]);
+    int32_t *kv_length = take(arena, count * sizeof *kv_length, &device[4]);
+    size_t schedule_at = arena->used;
+    void *schedule = take(arena, schedule_bytes, &device[5]);
+    if (!positions)
+        return;
+    memset(schedule, 0, schedule_bytes);
+    uint32_t rows_max = 0;
+    for (uint32_t i = 0; i < from->entry_count; i++) {
+        uint32_t tokens = mla_plan_entry_at(plan, from->entry_first + i).tokens;
+        rows_max = tokens > rows_max ? tokens : rows_max;
+    }
+    *to = (struct mla_microbatch){.kind = (enum mla_microbatch_kind)from->kind,
+                                  .rows = from->rows,
+                                  .padded = from->padded,
+                                  .sequences = (int64_t)count,
+                                  .rows_max = rows_max,
+                                  .positions = device[0],
+                                  .slots = device[1],
+                                  .table = device[2],
+                                  .row_first = device[3],
+                                  .kv_length = device[4],
+                                  .schedule = arena->device + schedule_at,
+                                  .block = arena->device + begin,
+                                  .block_bytes = arena->used - begin};
+    fill_rows(cache, plan, from, to, positions, slots, table, row_first, kv_length);
 }
 
 static uint64_t context_rows(const struct mla_plan_message *plan,
@@ -181,25 +213,57 @@ static enum mla_status make_room(struct mla_step *step, struct mla_backend *back
     return MLA_OK;
 }
 
+struct mla_kv_view mla_step_view(const struct mla_kvcache *cache, uint32_t index,
+                                 const struct mla_microbatch *mb)
+{
+    return (struct mla_kv_view){.pool = mla_kvcache_pool(cache, index),
+                                .tables = cache->tables,
+                                .table_stride = cache->table_stride,
+                                .sequences = mb->sequences,
+                                .table = mb->table,
+                                .row_first = mb->row_first,
+                                .kv_length = mb->kv_length};
+}
+
+/* All layers share one schedule: their pools have the same shape and the same lengths. */
+static enum mla_status schedule(const struct mla_step *step, const struct mla_kvcache *cache,
+                                uint32_t heads)
+{
+    struct mla_backend *backend = cache->backend;
+    enum mla_status status = MLA_OK;
+    for (uint32_t i = 0; status == MLA_OK && i < step->microbatch_count; i++) {
+        const struct mla_microbatch *mb = &step->microbatches[i];
+        if (mb->kind != MLA_DECODE)
+            continue;
+        struct mla_attend_decode attend = {
+            .kv = mla_step_view(cache, 0, mb), .rows_max = mb->padded, .heads = heads};
+        status = backend->ops->schedule_decode(backend, &attend, mb->schedule);
+    }
+    return status;
+}
+
 enum mla_status mla_step_build(struct mla_step *step, const struct mla_kvcache *cache,
-                               const struct mla_plan_message *plan, uint32_t chunk_rows)
+                               const struct mla_plan_message *plan, uint32_t chunk_rows,
+                               uint32_t heads)
 {
     struct mla_backend *backend = cache->backend;
     step->number = 0;
     if (!entries_fit(cache, plan))
         return MLA_MALFORMED;
-    struct arena arena = {0};
+    struct arena arena = {.heads = heads};
     uint32_t chunks = build_all(step, &arena, cache, plan, chunk_rows);
     enum mla_status status =
         make_room(step, backend, plan->microbatch_count, chunks, arena.used + 64);
     if (status != MLA_OK)
         return status;
-    arena = (struct arena){.host = step->host, .device = step->device};
+    arena = (struct arena){.host = step->host, .device = step->device, .heads = heads};
     (void)build_all(step, &arena, cache, plan, chunk_rows);
     status = backend->ops->upload(backend, step->device, step->host, arena.used);
+    step->microbatch_count = plan->microbatch_count;
+    if (status == MLA_OK)
+        status = schedule(step, cache, heads);
     if (status != MLA_OK)
         return status;
-    step->microbatch_count = plan->microbatch_count;
     step->number = plan->step;
     return MLA_OK;
 }

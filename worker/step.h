@@ -13,6 +13,9 @@ struct mla_context_chunk {
     const int32_t *first; /* [sequences + 1] */
 };
 
+/* Decode has as many sequences as padded rows, the last ones without rows: what a captured graph
+ * does depends on `padded` alone, and its arrays are one block that can be moved to where the
+ * graph reads them. */
 struct mla_microbatch {
     enum mla_microbatch_kind kind;
     int64_t rows, padded; /* padded: a multiple of the ranks */
@@ -22,7 +25,10 @@ struct mla_microbatch {
     const int64_t *slots;     /* [padded], MLA_SLOT_NONE for padding */
     const int32_t *table;     /* [sequences] */
     const int32_t *row_first; /* [sequences + 1] */
-    const int32_t *kv_length; /* [sequences], 1 or more */
+    const int32_t *kv_length; /* [sequences], 0 of a sequence without rows */
+    void *schedule;           /* decode: attend_decode's */
+    void *block;              /* decode: all of the arrays above, */
+    size_t block_bytes;       /* of a size that follows from `padded` */
     uint32_t chunk_count;     /* prefill with cached context */
     struct mla_context_chunk *chunks;
 };
@@ -39,9 +45,14 @@ struct mla_step {
 };
 
 /* Builds the step of a plan whose tables were applied to the cache. chunk_rows: context rows
- * that fit the workspace. MLA_MALFORMED for entries out of range, MLA_MEMORY. */
+ * that fit the workspace; heads: of this rank. MLA_MALFORMED for entries out of range,
+ * MLA_MEMORY. */
 enum mla_status mla_step_build(struct mla_step *step, const struct mla_kvcache *cache,
-                               const struct mla_plan_message *plan, uint32_t chunk_rows);
+                               const struct mla_plan_message *plan, uint32_t chunk_rows,
+                               uint32_t heads);
+/* A microbatch's sequences in the pool of layer `index`. */
+struct mla_kv_view mla_step_view(const struct mla_kvcache *cache, uint32_t index,
+                                 const struct mla_microbatch *microbatch);
 void mla_step_fini(struct mla_step *step, struct mla_backend *backend);
 
 #endif

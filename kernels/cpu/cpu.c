@@ -237,6 +237,7 @@ enum mla_status mla_backend_cpu_create(int threads, struct mla_backend **out)
     }
     cpu->base.ops = &cpu_ops;
     cpu->base.activation = MLA_F32;
+    cpu->base.unified = true;
     cpu->threads = threads ? threads : omp_get_max_threads();
     cpu->blas_small = has_small_kernels();
     *out = &cpu->base;

@@ -144,7 +144,7 @@ static enum mla_status build_step(struct mla_layer_setup *setup, enum mla_microb
                                     .microbatches = &microbatch,
                                     .entry_count = count,
                                     .entries = entries};
-    return mla_step_build(step, &setup->cache, &plan, CHUNK_ROWS);
+    return mla_step_build(step, &setup->cache, &plan, CHUNK_ROWS, setup->shard.heads);
 }
 
 static enum mla_status build_steps(struct mla_layer_setup *setup,
@@ -211,13 +211,7 @@ static enum mla_status gather_keys(struct mla_layer_setup *setup, uint32_t conte
         status = backend->ops->upload(backend, setup->arrays, host, bytes);
     if (status == MLA_OK) {
         const int32_t *arrays = setup->arrays;
-        struct mla_kv_gather gather = {.kv = {.pool = mla_kvcache_pool(&setup->cache, 0),
-                                              .tables = setup->cache.tables,
-                                              .table_stride = setup->cache.table_stride,
-                                              .sequences = mb->sequences,
-                                              .table = mb->table,
-                                              .row_first = mb->row_first,
-                                              .kv_length = mb->kv_length},
+        struct mla_kv_gather gather = {.kv = mla_step_view(&setup->cache, 0, mb),
                                        .rows = (int64_t)rows,
                                        .begin = arrays,
                                        .context_first = arrays + sequences,
@@ -252,7 +246,7 @@ enum mla_status mla_layer_setup_init(struct mla_layer_setup *setup,
         status = make_cache(setup, options);
     if (status == MLA_OK)
         status = mla_layer_init(&setup->layer, setup->backend, setup->collective, &setup->shard,
-                                &setup->cache, rows, CHUNK_ROWS);
+                                &setup->cache, rows, options->decode_rows, CHUNK_ROWS);
     if (status == MLA_OK)
         status = setup->backend->ops->alloc(
             setup->backend, rows * x_shape[1] * mla_dtype_bytes(setup->backend->activation),

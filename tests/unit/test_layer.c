@@ -148,8 +148,9 @@ static void begin(const struct model *model, enum mla_dtype kv_dtype, int64_t ch
     cr_assert_eq(mla_kvcache_init(&cache, backend, &shard.config, kv_dtype, LAYERS, BLOCKS,
                                   SEQUENCES, CONTEXT_MAX),
                  MLA_OK);
-    cr_assert_eq(mla_layer_init(&layer, backend, collective, &shard, &cache, ROWS_MAX, chunk_rows),
-                 MLA_OK);
+    cr_assert_eq(
+        mla_layer_init(&layer, backend, collective, &shard, &cache, ROWS_MAX, ROWS_MAX, chunk_rows),
+        MLA_OK);
     poison();
     make_expected();
     plan_begin(&plan, 1);
@@ -240,7 +241,9 @@ static void run_step(const char *what)
     static float out[ROWS_MAX * 128];
     static float again[ROWS_MAX * 128];
     cr_assert_leq(shard.config.hidden, 128);
-    cr_assert_eq(mla_step_build(&step, &cache, &plan.message, (uint32_t)layer.chunk_rows), MLA_OK);
+    cr_assert_eq(
+        mla_step_build(&step, &cache, &plan.message, (uint32_t)layer.chunk_rows, shard.heads),
+        MLA_OK);
     for (uint32_t l = LAYERS; l-- > 0;)
         for (uint32_t m = 0; m < plan.message.microbatch_count; m++) {
             run(l, m, out);

@@ -59,7 +59,7 @@ static const void *host(const void *device, size_t bytes)
 
 static void build(uint32_t chunk_rows)
 {
-    cr_assert_eq(mla_step_build(&step, &cache, &plan.message, chunk_rows), MLA_OK);
+    cr_assert_eq(mla_step_build(&step, &cache, &plan.message, chunk_rows, 1), MLA_OK);
     cr_assert_eq(step.number, plan.message.step);
     cr_assert_eq(step.microbatch_count, plan.message.microbatch_count);
 }
@@ -71,11 +71,12 @@ static void check_rows(uint32_t index)
     const struct mla_plan_microbatch *from = &plan.microbatches[index];
     const uint32_t *positions = host(mb->positions, from->padded * sizeof *positions);
     const int64_t *slots = host(mb->slots, from->padded * sizeof *slots);
-    const uint32_t *table = host(mb->table, from->entry_count * sizeof *table);
-    const uint32_t *row_first = host(mb->row_first, (from->entry_count + 1) * sizeof *row_first);
-    const uint32_t *kv_length = host(mb->kv_length, from->entry_count * sizeof *kv_length);
+    uint32_t sequences = from->kind == MLA_DECODE ? from->padded : from->entry_count;
+    const uint32_t *table = host(mb->table, sequences * sizeof *table);
+    const uint32_t *row_first = host(mb->row_first, (sequences + 1) * sizeof *row_first);
+    const uint32_t *kv_length = host(mb->kv_length, sequences * sizeof *kv_length);
     cr_expect(mb->kind == (enum mla_microbatch_kind)from->kind && mb->rows == from->rows &&
-              mb->padded == from->padded && mb->sequences == from->entry_count);
+              mb->padded == from->padded && mb->sequences == sequences);
     uint32_t row = 0;
     uint32_t most = 0;
     for (uint32_t i = 0; i < from->entry_count; i++) {
@@ -91,7 +92,10 @@ static void check_rows(uint32_t index)
                          "row %u", row);
         }
     }
-    cr_expect_eq(row_first[from->entry_count], from->rows);
+    for (uint32_t i = from->entry_count; i < sequences; i++)
+        cr_expect(table[i] == 0 && row_first[i] == from->rows && kv_length[i] == 0,
+                  "sequence %u has no rows", i);
+    cr_expect_eq(row_first[sequences], from->rows);
     cr_expect_eq(mb->rows_max, most);
     for (; row < from->padded; row++) {
         cr_expect_eq(positions[row], 0, "padding row %u", row);
@@ -243,8 +247,8 @@ static void refuse(void)
     plan_begin(&good, 5);
     plan_microbatch(&good, MLA_DECODE);
     plan_entry(&good, 0, 0, 1);
-    cr_assert_eq(mla_step_build(&step, &cache, &good.message, 64), MLA_OK);
-    cr_expect_eq(mla_step_build(&step, &cache, &plan.message, 64), MLA_MALFORMED);
+    cr_assert_eq(mla_step_build(&step, &cache, &good.message, 64, 1), MLA_OK);
+    cr_expect_eq(mla_step_build(&step, &cache, &plan.message, 64, 1), MLA_MALFORMED);
     cr_expect_eq(step.number, 0);
 }
 

@@ -1,0 +1,207 @@
+#include "worker/flights.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+static enum mla_status reply_alloc(void *context, size_t bytes, void **out)
+{
+    struct mla_backend *backend = context;
+    return backend->ops->host_alloc(backend, bytes, out);
+}
+
+static void reply_free(void *context, void *memory)
+{
+    struct mla_backend *backend = context;
+    backend->ops->host_free(backend, memory);
+}
+
+static enum mla_status make_zeros(struct mla_flights *flights, size_t bytes)
+{
+    struct mla_backend *backend = flights->backend;
+    void *host = calloc(1, bytes);
+    enum mla_status status =
+        host ? backend->ops->alloc(backend, bytes, &flights->zeros) : MLA_MEMORY;
+    if (status == MLA_OK)
+        status = backend->ops->upload(backend, flights->zeros, host, bytes);
+    if (status == MLA_OK)
+        status = backend->ops->synchronize(backend);
+    free(host);
+    return status;
+}
+
+static enum mla_status flight_init(const struct mla_flights *flights, struct mla_flight *flight)
+{
+    struct mla_backend *backend = flights->backend;
+    const struct mla_backend_ops *ops = backend->ops;
+    size_t bytes = (size_t)(flights->rows_max * flights->hidden) * sizeof(float);
+    struct mla_fence **const fences[] = {&flight->arrived, &flight->begun, &flight->computed,
+                                         &flight->gone};
+    enum mla_status status = MLA_OK;
+    for (size_t i = 0; status == MLA_OK && i < sizeof fences / sizeof *fences; i++)
+        status = ops->fence_create(backend, fences[i]);
+    if (backend->unified)
+        return status;
+    if (status == MLA_OK)
+        status = ops->host_alloc(backend, bytes, &flight->arrival);
+    if (status == MLA_OK)
+        status = ops->alloc(backend, bytes, &flight->stage_in);
+    if (status == MLA_OK)
+        status = ops->alloc(backend, bytes, &flight->stage);
+    return status;
+}
+
+enum mla_status mla_flights_init(struct mla_flights *flights, struct mla_backend *backend,
+                                 int64_t rows_max, int64_t hidden, uint32_t replies_max)
+{
+    const struct mla_blob_memory memory = {backend, reply_alloc, reply_free};
+    size_t values = (size_t)(rows_max * hidden);
+    *flights = (struct mla_flights){.backend = backend, .rows_max = rows_max, .hidden = hidden};
+    /* A reply's buffer has up to twice its size. */
+    enum mla_status status = mla_blob_pool_create_in(
+        replies_max * (values * sizeof(float) * 2 + 8192), &memory, &flights->replies);
+    size_t x_bytes = values * mla_dtype_bytes(backend->activation);
+    if (status == MLA_OK)
+        status = backend->ops->alloc(backend, x_bytes, &flights->x);
+    if (status == MLA_OK)
+        status = make_zeros(flights, x_bytes);
+    for (uint32_t i = 0; status == MLA_OK && i < MLA_FLIGHTS_MAX; i++)
+        status = flight_init(flights, &flights->ring[i]);
+    if (status != MLA_OK)
+        mla_flights_fini(flights);
+    return status;
+}
+
+void mla_flights_fini(struct mla_flights *flights)
+{
+    struct mla_backend *backend = flights->backend;
+    if (!backend)
+        return;
+    const struct mla_backend_ops *ops = backend->ops;
+    (void)ops->synchronize(backend); /* of copies into memory that is freed here */
+    for (uint32_t i = 0; i < MLA_FLIGHTS_MAX; i++) {
+        struct mla_flight *flight = &flights->ring[i];
+        mla_blob_drop(flight->reply);
+        ops->host_free(backend, flight->arrival);
+        ops->free(backend, flight->stage_in);
+        ops->free(backend, flight->stage);
+        ops->fence_destroy(backend, flight->arrived);
+        ops->fence_destroy(backend, flight->begun);
+        ops->fence_destroy(backend, flight->computed);
+        ops->fence_destroy(backend, flight->gone);
+    }
+    ops->free(backend, flights->x);
+    ops->free(backend, flights->zeros);
+    mla_blob_pool_destroy(&flights->replies);
+    *flights = (struct mla_flights){0};
+}
+
+static enum mla_status convert(const struct mla_flights *flights, int64_t rows, const void *src,
+                               enum mla_dtype src_dtype, void *dst, enum mla_dtype dst_dtype)
+{
+    struct mla_copy copy = {.rows = rows,
+                            .n = flights->hidden,
+                            .src = src,
+                            .src_stride = flights->hidden,
+                            .src_dtype = src_dtype,
+                            .dst = dst,
+                            .dst_stride = flights->hidden,
+                            .dst_dtype = dst_dtype};
+    return flights->backend->ops->copy(flights->backend, &copy);
+}
+
+/* The payload to where operations can read it; *src is that. */
+static enum mla_status arrive(struct mla_flights *flights, struct mla_flight *flight,
+                              const struct mla_blob *payload, const void **src)
+{
+    struct mla_backend *backend = flights->backend;
+    *src = payload->data;
+    if (backend->unified)
+        return MLA_OK;
+    *src = flight->stage_in;
+    memcpy(flight->arrival, payload->data, payload->bytes);
+    enum mla_status status =
+        backend->ops->copy_in(backend, flight->stage_in, flight->arrival, payload->bytes);
+    if (status == MLA_OK)
+        status = backend->ops->fence_record(backend, MLA_QUEUE_IN, flight->arrived);
+    if (status == MLA_OK)
+        status = backend->ops->fence_wait(backend, MLA_QUEUE_COMPUTE, flight->arrived);
+    return status;
+}
+
+enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_work *work,
+                                  const struct mla_blob *payload, int64_t padded,
+                                  struct mla_flight **out)
+{
+    assert(!mla_flights_full(flights) && padded <= flights->rows_max);
+    struct mla_backend *backend = flights->backend;
+    struct mla_flight *flight =
+        &flights->ring[(flights->first + flights->count++) % MLA_FLIGHTS_MAX];
+    flight->work = *work;
+    flight->collective_ns = 0;
+    size_t row = (size_t)flights->hidden * mla_dtype_bytes(backend->activation);
+    const void *src = NULL;
+    enum mla_status status = MLA_OK;
+    if (work->rows > 0)
+        status = arrive(flights, flight, payload, &src);
+    if (status == MLA_OK)
+        status = backend->ops->fence_record(backend, MLA_QUEUE_COMPUTE, flight->begun);
+    if (status == MLA_OK && work->rows > 0)
+        status = convert(flights, work->rows, src, (enum mla_dtype)work->dtype, flights->x,
+                         backend->activation);
+    if (status == MLA_OK && padded > work->rows)
+        status = backend->ops->move(backend, (char *)flights->x + work->rows * row, flights->zeros,
+                                    (size_t)(padded - work->rows) * row);
+    *out = flight;
+    return status;
+}
+
+enum mla_status mla_flights_end(struct mla_flights *flights, struct mla_flight *flight,
+                                const void *rows)
+{
+    struct mla_backend *backend = flights->backend;
+    const struct mla_backend_ops *ops = backend->ops;
+    enum mla_dtype dtype = (enum mla_dtype)flight->work.reply_dtype;
+    int64_t count = flight->work.rows;
+    size_t bytes = (size_t)(count * flights->hidden) * mla_dtype_bytes(dtype);
+    enum mla_status status = MLA_OK;
+    if (count > 0)
+        status = mla_blob_pool_get(flights->replies, bytes, &flight->reply);
+    if (status == MLA_OK && count > 0)
+        status = convert(flights, count, rows, backend->activation,
+                         backend->unified ? flight->reply->data : flight->stage, dtype);
+    if (status == MLA_OK)
+        status = ops->fence_record(backend, MLA_QUEUE_COMPUTE, flight->computed);
+    if (status == MLA_OK && !backend->unified)
+        status = ops->fence_wait(backend, MLA_QUEUE_OUT, flight->computed);
+    if (status == MLA_OK && !backend->unified && count > 0)
+        status = ops->copy_out(backend, flight->reply->data, flight->stage, bytes);
+    if (status == MLA_OK)
+        status = ops->fence_record(backend, MLA_QUEUE_OUT, flight->gone);
+    return status;
+}
+
+enum mla_status mla_flights_landed(struct mla_flights *flights, bool *landed)
+{
+    *landed = false;
+    if (flights->count == 0)
+        return MLA_OK;
+    return flights->backend->ops->fence_reached(flights->backend,
+                                                flights->ring[flights->first].gone, landed);
+}
+
+enum mla_status mla_flights_take(struct mla_flights *flights, struct mla_flight *out,
+                                 uint64_t *compute_ns)
+{
+    assert(flights->count > 0);
+    struct mla_flight *flight = &flights->ring[flights->first];
+    enum mla_status status = flights->backend->ops->fence_span(flights->backend, flight->begun,
+                                                               flight->computed, compute_ns);
+    if (status != MLA_OK)
+        return status;
+    flights->first = (flights->first + 1) % MLA_FLIGHTS_MAX;
+    flights->count--;
+    *out = *flight;
+    flight->reply = NULL;
+    return MLA_OK;
+}

@@ -1,0 +1,58 @@
+/* The microbatches at work on the device, oldest first. Copies to the device for the next one and
+ * from the device for the last one run beside the computing of the one between them. */
+#ifndef MLA_WORKER_FLIGHTS_H
+#define MLA_WORKER_FLIGHTS_H
+
+#include "comm/blob.h"
+#include "kernels/backend.h"
+#include "proto/worker_message.h"
+
+enum { MLA_FLIGHTS_MAX = 3 }; /* one comes in, one computes, one goes out */
+
+struct mla_flight {
+    struct mla_work work;
+    struct mla_blob *reply; /* own rows that go back, or NULL without any */
+    uint64_t collective_ns; /* where the host waits for collectives; else 0 */
+    /* Not on a backend whose memory is the host's: */
+    void *arrival;          /* host: the payload */
+    void *stage_in, *stage; /* device: the payload as it came, the reply as it goes */
+    struct mla_fence *arrived, *begun, *computed, *gone;
+};
+
+struct mla_flights {
+    struct mla_backend *backend;
+    struct mla_blob_pool *replies;
+    int64_t rows_max, hidden; /* own rows */
+    void *x;                  /* [rows_max, hidden] activation: what the layer reads */
+    void *zeros;              /* the same, for padding rows */
+    uint32_t first, count;    /* a ring */
+    struct mla_flight ring[MLA_FLIGHTS_MAX];
+};
+
+/* replies_max: reply payloads that may be on their way at a time. MLA_MEMORY. */
+enum mla_status mla_flights_init(struct mla_flights *flights, struct mla_backend *backend,
+                                 int64_t rows_max, int64_t hidden, uint32_t replies_max);
+/* All sockets that replies were sent through must be closed. */
+void mla_flights_fini(struct mla_flights *flights);
+
+static inline bool mla_flights_full(const struct mla_flights *flights)
+{
+    return flights->count == MLA_FLIGHTS_MAX;
+}
+
+/* Not when full. Brings the payload's rows to flights->x, `padded` rows in all, those past
+ * work->rows zero; *out is the newest flight. The payload is the caller's again. */
+enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_work *work,
+                                  const struct mla_blob *payload, int64_t padded,
+                                  struct mla_flight **out);
+/* Takes work.rows of `rows` (activation, on the device) to the flight's reply. MLA_MEMORY. */
+enum mla_status mla_flights_end(struct mla_flights *flights, struct mla_flight *flight,
+                                const void *rows);
+/* Whether the oldest flight has its reply. */
+enum mla_status mla_flights_landed(struct mla_flights *flights, bool *landed);
+/* The oldest flight, landed: its work, its times and its reply, which is the caller's to drop.
+ * *compute_ns: from its payload's arrival on the device to its result. */
+enum mla_status mla_flights_take(struct mla_flights *flights, struct mla_flight *out,
+                                 uint64_t *compute_ns);
+
+#endif
