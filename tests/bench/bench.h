@@ -4,5 +4,7 @@
 
 int mla_bench_replay(int argc, char **argv);
 int mla_bench_layer(int argc, char **argv);
+int mla_bench_attention(int argc, char **argv);
+int mla_bench_prefill(int argc, char **argv);
 
 #endif

@@ -1,4 +1,5 @@
 /* mla-bench: measurements of the service and of its layers. */
+#include "kernels/backend.h"
 #include "tests/bench/bench.h"
 
 #include <stdio.h>
@@ -6,17 +7,38 @@
 
 static const char usage[] = "usage: mla-bench COMMAND ...\n"
                             "\n"
-                            "  replay   runs a trace of requests against a service\n"
-                            "  layer    runs one layer in this process\n"
+                            "  replay     runs a trace of requests against a service\n"
+                            "  layer      runs one layer in this process\n"
+                            "  attention  runs decode attention alone\n"
+                            "  prefill    runs prefill attention alone\n"
+                            "  gpus       prints how many GPUs can be used\n"
                             "\n"
                             "mla-bench COMMAND --help tells the options of a command.\n";
 
+static int gpus(int argc, char **argv)
+{
+    (void)argc;
+    (void)argv;
+    printf("%d\n", mla_backend_cuda_count());
+    return 0;
+}
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+    {"replay", mla_bench_replay},
+    {"layer", mla_bench_layer},
+    {"attention", mla_bench_attention},
+    {"prefill", mla_bench_prefill},
+    {"gpus", gpus},
+};
+
 int main(int argc, char **argv)
 {
-    if (argc > 1 && strcmp(argv[1], "replay") == 0)
-        return mla_bench_replay(argc - 1, argv + 1);
-    if (argc > 1 && strcmp(argv[1], "layer") == 0)
-        return mla_bench_layer(argc - 1, argv + 1);
+    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(usage, stdout);
         return 0;
