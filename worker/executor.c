@@ -5,6 +5,7 @@
 #include "proto/worker_message.h"
 #include "worker/flights.h"
 #include "worker/heartbeat.h"
+#include "worker/trace.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -28,7 +29,8 @@ struct executor {
     struct mla_step *steps; /* [adopt.steps] */
     struct mla_flights flights;
     struct mla_graphs graphs;
-    uint64_t poll_until_ns; /* when to sleep if nothing came */
+    struct mla_trace *trace; /* or NULL */
+    uint64_t poll_until_ns;  /* when to sleep if nothing came */
     atomic_ullong progress;
     struct mla_heartbeat_thread *heartbeat;
     struct mla_worker_message incoming, outgoing;
@@ -147,7 +149,8 @@ static enum mla_status allocate(struct executor *executor)
     if (status == MLA_OK)
         status = mla_shard_make_rope_table(shard, backend, adopt->context_max);
     if (status == MLA_OK)
-        status = mla_layer_init(&executor->layer, backend, executor->collective, shard,
+        status = mla_layer_init(&executor->layer, mla_trace_backend(executor->trace, backend),
+                                mla_trace_collective(executor->trace, executor->collective), shard,
                                 &executor->cache, rows, decode_rows, executor->options->chunk_rows);
     if (status == MLA_OK)
         status = mla_flights_init(&executor->flights, backend, rows / shard->ranks,
@@ -200,10 +203,12 @@ static enum mla_status on_plan(struct executor *executor)
         if (mb.padded > most || mb.padded % executor->shard->ranks != 0)
             return MLA_MALFORMED;
     }
+    uint64_t begin_ns = mla_now_ns();
     enum mla_status status = mla_kvcache_apply(&executor->cache, plan);
     if (status == MLA_OK)
         status = mla_step_build(&executor->steps[plan->slot], &executor->cache, plan,
                                 executor->options->chunk_rows, executor->shard->heads);
+    mla_trace_host(executor->trace, "plan", plan->step, begin_ns, mla_now_ns());
     return status;
 }
 
@@ -244,6 +249,8 @@ static enum mla_status answer(struct executor *executor)
     if (status == MLA_OK && !landed)
         return MLA_AGAIN;
     if (status == MLA_OK)
+        status = mla_trace_flight(executor->trace, mla_flights_oldest(&executor->flights));
+    if (status == MLA_OK)
         status = mla_flights_take(&executor->flights, &flight, &compute_ns);
     if (status != MLA_OK)
         return status;
@@ -263,10 +270,11 @@ static enum mla_status answer(struct executor *executor)
     return status;
 }
 
-static enum mla_status make_room(struct executor *executor)
+/* Waits until at most `most` are in flight. */
+static enum mla_status land(struct executor *executor, uint32_t most)
 {
     enum mla_status status = MLA_OK;
-    while (status == MLA_OK && mla_flights_full(&executor->flights)) {
+    while (status == MLA_OK && executor->flights.count > most) {
         status = answer(executor);
         if (status == MLA_AGAIN) {
             sched_yield();
@@ -286,12 +294,17 @@ static enum mla_status on_work(struct executor *executor, const struct mla_blob 
     uint64_t collective_ns = executor->collective->ns;
     struct mla_flight *flight = NULL;
     void *rows = NULL;
-    enum mla_status status = make_room(executor);
+    enum mla_status status =
+        land(executor, mla_trace_unsettled(executor->trace) ? 0 : MLA_FLIGHTS_MAX - 1);
+    if (status == MLA_OK && mla_trace_unsettled(executor->trace))
+        status = mla_trace_settle(executor->trace);
     if (status == MLA_OK)
         status = mla_flights_begin(&executor->flights, &work, payload, padded, &flight);
-    if (status == MLA_OK)
-        status = mla_graphs_run(&executor->graphs, layer_index(executor->shard, work.layer), step,
-                                work.microbatch, &rows);
+    if (status != MLA_OK)
+        return status;
+    mla_trace_begin(executor->trace, flight);
+    status = mla_graphs_run(&executor->graphs, layer_index(executor->shard, work.layer), step,
+                            work.microbatch, &rows);
     if (status != MLA_OK)
         return status;
     flight->collective_ns = executor->collective->ns - collective_ns;
@@ -390,6 +403,7 @@ static void fini(struct executor *executor)
     mla_channel_destroy(&executor->channel);
     mla_channel_context_destroy(&executor->context);
     mla_flights_fini(&executor->flights);
+    mla_trace_close(&executor->trace);
     free(executor);
 }
 
@@ -415,6 +429,9 @@ enum mla_status mla_executor_run(const struct mla_executor_options *options,
     if (status == MLA_OK)
         status = mla_channel_connect(executor->context, options->coordinator, &limits,
                                      &executor->channel);
+    if (status == MLA_OK && options->trace)
+        status = mla_trace_open(options->trace, shard->rank, shard->ranks, backend, collective,
+                                &executor->trace);
     if (status == MLA_OK)
         status = join(executor);
     if (status == MLA_OK)

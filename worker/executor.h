@@ -13,6 +13,7 @@ struct mla_executor_options {
     enum mla_dtype kv_dtype;
     uint64_t kv_memory_bytes; /* what the KV pools of this rank may take */
     enum mla_graphs_mode graphs;
+    const char *trace;   /* file to write a trace to, or NULL */
     uint32_t chunk_rows; /* cached context expanded at a time */
     uint32_t connect_timeout_ms;
     uint32_t poll_us; /* after a microbatch, how long to look for the next before sleeping */

@@ -40,6 +40,12 @@ static inline bool mla_flights_full(const struct mla_flights *flights)
     return flights->count == MLA_FLIGHTS_MAX;
 }
 
+/* Of one or more. */
+static inline const struct mla_flight *mla_flights_oldest(const struct mla_flights *flights)
+{
+    return &flights->ring[flights->first];
+}
+
 /* Not when full. Brings the payload's rows to flights->x, `padded` rows in all, those past
  * work->rows zero; *out is the newest flight. The payload is the caller's again. */
 enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_work *work,

@@ -2,12 +2,12 @@
 #include "worker/executor.h"
 #include "worker/options.h"
 
+#include <assert.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
-#include <unistd.h>
 
 static enum mla_status open_checkpoint(const struct mla_worker_options *options, uint32_t ranks,
                                        struct mla_checkpoint *checkpoint)
@@ -34,15 +34,48 @@ static int check(const struct mla_worker_options *options)
     return 0;
 }
 
-/* A quarter of the host's memory, shared by this job's ranks on it. */
-static enum mla_status default_kv_memory(uint64_t *bytes)
+/* A GPU for every rank of this host, or none: two ranks can't share one. */
+static enum mla_status make_backend(const struct mla_worker_options *options, uint32_t local_rank,
+                                    uint32_t local_ranks, struct mla_backend **out)
 {
-    uint32_t local_rank = 0;
-    uint32_t local_ranks = 1;
-    enum mla_status status = mla_bootstrap_local(&local_rank, &local_ranks);
-    if (status == MLA_OK)
-        *bytes =
-            (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 4 / local_ranks;
+    uint64_t enough = (uint64_t)mla_backend_cuda_count() >= local_ranks;
+    enum mla_status status = mla_bootstrap_min(&enough);
+    if (status != MLA_OK)
+        return status;
+    if (options->backend == MLA_WORKER_CPU || (options->backend == MLA_WORKER_AUTO && !enough))
+        return mla_backend_cpu_create((int)options->threads, out);
+    if (!enough) {
+        fprintf(stderr, "%d GPUs here for %u ranks\n", mla_backend_cuda_count(), local_ranks);
+        return MLA_OPTION;
+    }
+    return mla_backend_cuda_create((int)local_rank, out);
+}
+
+/* NCCL between GPUs, MPI between CPUs. */
+static enum mla_status make_collective(struct mla_backend *backend, uint32_t rank, uint32_t ranks,
+                                       struct mla_collective **out)
+{
+#if MLA_HAVE_CUDA
+    if (!backend->unified)
+        return mla_collective_nccl_create(rank, ranks, mla_backend_cuda_stream(backend), out);
+#endif
+    assert(backend->unified);
+    return mla_collective_mpi_create(rank, ranks, out);
+}
+
+/* A share of what is free once the weights are loaded. */
+static enum mla_status choose_kv_memory(const struct mla_worker_options *options,
+                                        struct mla_backend *backend, uint32_t local_ranks,
+                                        uint64_t *bytes)
+{
+    uint64_t free_bytes = 0;
+    double fraction = options->kv_memory_fraction;
+    enum mla_status status = backend->ops->memory_free(backend, &free_bytes);
+    if (fraction == 0)
+        fraction = backend->unified ? 0.25 : 0.8;
+    if (backend->unified)
+        fraction /= local_ranks;
+    *bytes = (uint64_t)((double)free_bytes * fraction);
     return status;
 }
 
@@ -59,6 +92,8 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
     struct mla_executor_options executor = {.coordinator = options->coordinator,
                                             .group = options->group,
                                             .kv_dtype = options->kv_dtype,
+                                            .graphs = options->graphs,
+                                            .trace = options->trace,
                                             .kv_memory_bytes = options->kv_memory_bytes,
                                             .chunk_rows = options->chunk_rows,
                                             .connect_timeout_ms = options->connect_timeout_ms,
@@ -70,16 +105,22 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
     enum mla_status status = open_checkpoint(options, ranks, &checkpoint);
     if (status != MLA_OK)
         return status;
+    uint32_t local_rank = 0;
+    uint32_t local_ranks = 1;
     status = choose_job(&executor.job);
-    if (status == MLA_OK && executor.kv_memory_bytes == 0)
-        status = default_kv_memory(&executor.kv_memory_bytes);
     if (status == MLA_OK)
-        status = mla_backend_cpu_create((int)options->threads, &backend);
+        status = mla_bootstrap_local(&local_rank, &local_ranks);
     if (status == MLA_OK)
-        status = mla_collective_mpi_create(rank, ranks, &collective);
+        status = make_backend(options, local_rank, local_ranks, &backend);
+    if (status == MLA_OK)
+        status = make_collective(backend, rank, ranks, &collective);
     if (status == MLA_OK)
         status = mla_shard_load(&checkpoint, rank, ranks, backend, &shard);
     mla_checkpoint_close(&checkpoint);
+    if (status == MLA_OK && executor.kv_dtype == 0)
+        executor.kv_dtype = backend->activation;
+    if (status == MLA_OK && executor.kv_memory_bytes == 0)
+        status = choose_kv_memory(options, backend, local_ranks, &executor.kv_memory_bytes);
     if (status == MLA_OK) {
         status = mla_executor_run(&executor, backend, collective, &shard);
         mla_shard_free(&shard, backend);

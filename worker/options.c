@@ -18,15 +18,22 @@ static const char help[] =
     "  --model DIR            checkpoint: config.json and safetensors\n"
     "  --group G              which group this is (0)\n"
     "  --layers A-B           layers to serve (all that the checkpoint has)\n"
-    "  --backend cpu          where to compute (cpu)\n"
-    "  --kv-dtype f32|bf16    KV cache (f32)\n"
+    "  --backend B            where to compute: cpu, cuda, or auto: cuda where there is a GPU\n"
+    "                         for every rank of this host (auto)\n"
+    "  --graphs G             decode layers as captured CUDA graphs: start (captured before the\n"
+    "                         rank is ready), lazy (when first needed) or off (start)\n"
+    "  --kv-dtype f32|bf16    KV cache (cpu: f32, cuda: bf16)\n"
     "  --kv-memory BYTES      what the KV cache of a rank may take; K, M, G, T are understood\n"
-    "                         (a quarter of the host's memory, shared by its ranks)\n"
+    "  --kv-memory-fraction F without --kv-memory, this share of what is free once the weights\n"
+    "                         are loaded; workspaces and graphs take from the rest (cuda: 0.8,\n"
+    "                         cpu: 0.25, shared by the ranks of a host)\n"
     "  --threads N            OpenMP threads (OMP_NUM_THREADS, or all cores)\n"
     "  --context-chunk N      cached tokens that prefill expands at a time (1024)\n"
     "  --connect-timeout-ms N how long to wait for a coordinator (60000)\n"
     "  --poll-us N            after a microbatch, look for the next one so long before sleeping;\n"
     "                         that much of a core, once for each pause (1000)\n"
+    "  --trace FILE           write a trace of plans, microbatches and, without graphs, their\n"
+    "                         operations, for Perfetto (with several ranks FILE.RANK)\n"
     "  --check                only check config and checkpoint, and that --ranks can share heads\n"
     "\n"
     "exit codes: 0 told to end, 2 wrong option, 3 config.json, 4 checkpoint, 6 out of memory,\n"
@@ -38,12 +45,15 @@ enum option_id {
     OPTION_GROUP,
     OPTION_LAYERS,
     OPTION_BACKEND,
+    OPTION_GRAPHS,
     OPTION_KV_DTYPE,
     OPTION_KV_MEMORY,
+    OPTION_KV_FRACTION,
     OPTION_THREADS,
     OPTION_CHUNK,
     OPTION_TIMEOUT,
     OPTION_POLL,
+    OPTION_TRACE,
     OPTION_CHECK,
     OPTION_RANKS,
     OPTION_HELP,
@@ -55,12 +65,15 @@ static const struct option options[] = {
     {"group", required_argument, NULL, OPTION_GROUP},
     {"layers", required_argument, NULL, OPTION_LAYERS},
     {"backend", required_argument, NULL, OPTION_BACKEND},
+    {"graphs", required_argument, NULL, OPTION_GRAPHS},
     {"kv-dtype", required_argument, NULL, OPTION_KV_DTYPE},
     {"kv-memory", required_argument, NULL, OPTION_KV_MEMORY},
+    {"kv-memory-fraction", required_argument, NULL, OPTION_KV_FRACTION},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"context-chunk", required_argument, NULL, OPTION_CHUNK},
     {"connect-timeout-ms", required_argument, NULL, OPTION_TIMEOUT},
     {"poll-us", required_argument, NULL, OPTION_POLL},
+    {"trace", required_argument, NULL, OPTION_TRACE},
     {"check", no_argument, NULL, OPTION_CHECK},
     {"ranks", required_argument, NULL, OPTION_RANKS},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -94,6 +107,49 @@ static bool set_kv_dtype(const char *text, struct mla_worker_options *out)
     return strcmp(text, mla_dtype_name(out->kv_dtype)) == 0;
 }
 
+/* Which of `count` names; false for another. */
+static bool set_name(const char *text, const char *const *names, int count, int *out)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *out = i;
+            return true;
+        }
+    return false;
+}
+
+static bool set_backend(const char *text, struct mla_worker_options *out)
+{
+    static const char *const names[] = {
+        [MLA_WORKER_AUTO] = "auto", [MLA_WORKER_CPU] = "cpu", [MLA_WORKER_CUDA] = "cuda"};
+    int which = 0;
+    if (!set_name(text, names, 3, &which))
+        return false;
+    out->backend = (enum mla_worker_backend)which;
+    return true;
+}
+
+static bool set_graphs(const char *text, struct mla_worker_options *out)
+{
+    static const char *const names[] = {
+        [MLA_GRAPHS_OFF] = "off", [MLA_GRAPHS_LAZY] = "lazy", [MLA_GRAPHS_START] = "start"};
+    int which = 0;
+    if (!set_name(text, names, 3, &which))
+        return false;
+    out->graphs = (enum mla_graphs_mode)which;
+    return true;
+}
+
+static bool set_fraction(const char *text, double *out)
+{
+    char *end = NULL;
+    double value = strtod(text, &end);
+    if (end == text || *end != '\0' || !(value > 0 && value < 1))
+        return false;
+    *out = value;
+    return true;
+}
+
 static bool set(void *context, int id, const char *text)
 {
     struct mla_worker_options *out = context;
@@ -109,7 +165,14 @@ static bool set(void *context, int id, const char *text)
     case OPTION_LAYERS:
         return set_layers(text, out);
     case OPTION_BACKEND:
-        return strcmp(text, "cpu") == 0;
+        return set_backend(text, out);
+    case OPTION_GRAPHS:
+        return set_graphs(text, out);
+    case OPTION_TRACE:
+        out->trace = text;
+        return *text != '\0';
+    case OPTION_KV_FRACTION:
+        return set_fraction(text, &out->kv_memory_fraction);
     case OPTION_KV_DTYPE:
         return set_kv_dtype(text, out);
     case OPTION_KV_MEMORY:
@@ -138,7 +201,7 @@ enum mla_status mla_worker_options_parse(int argc, char **argv, struct mla_worke
                                        .chunk_rows = 1024,
                                        .connect_timeout_ms = 60000,
                                        .poll_us = 1000,
-                                       .kv_dtype = MLA_F32};
+                                       .graphs = MLA_GRAPHS_START};
     enum mla_status status = mla_parse_options(argc, argv, options, help, set, out);
     if (status != MLA_OK)
         return status;
