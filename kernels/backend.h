@@ -123,6 +123,14 @@ struct mla_kv_gather {
     int64_t dst_stride;
 };
 
+/* dst[index[i]] = value[i]: changes of block tables. No two indices are the same. */
+struct mla_scatter {
+    int64_t count;
+    int32_t *dst;
+    const int64_t *index; /* [count] */
+    const int32_t *value; /* [count] */
+};
+
 /* Whole blocks src[i] -> dst[i] of one layer. No dst is also a src. */
 struct mla_kv_copy {
     struct mla_kv_pool pool;
@@ -221,14 +229,15 @@ struct mla_backend_ops {
     void (*destroy)(struct mla_backend **);
 
     /* A fence is recorded behind what a queue holds so far and reached when that is done. Another
-     * queue can wait for it; the host can look whether it was reached (reached after device
-     * failure: a status), and how long it took from one to another, both reached. A fence that
-     * was never recorded counts as reached. */
+     * queue can wait for it; the host can look whether it was reached, wait until it is, and tell
+     * how long it took from one to another, both reached. A fence that was never recorded counts
+     * as reached. */
     enum mla_status (*fence_create)(struct mla_backend *, struct mla_fence **out);
     void (*fence_destroy)(struct mla_backend *, struct mla_fence *); /* NULL is allowed */
     enum mla_status (*fence_record)(struct mla_backend *, enum mla_queue, struct mla_fence *);
     enum mla_status (*fence_wait)(struct mla_backend *, enum mla_queue, struct mla_fence *);
     enum mla_status (*fence_reached)(struct mla_backend *, struct mla_fence *, bool *reached);
+    enum mla_status (*fence_await)(struct mla_backend *, struct mla_fence *);
     enum mla_status (*fence_span)(struct mla_backend *, struct mla_fence *from,
                                   struct mla_fence *to, uint64_t *ns);
 
@@ -246,6 +255,7 @@ struct mla_backend_ops {
     enum mla_status (*copy)(struct mla_backend *, const struct mla_copy *);
     enum mla_status (*kv_write)(struct mla_backend *, const struct mla_kv_write *);
     enum mla_status (*kv_gather)(struct mla_backend *, const struct mla_kv_gather *);
+    enum mla_status (*scatter)(struct mla_backend *, const struct mla_scatter *);
     enum mla_status (*kv_copy)(struct mla_backend *, const struct mla_kv_copy *);
     /* How attend_decode shares out its work, from lengths in the device's memory; made once per
      * microbatch. Of its argument kv, rows_max and heads count. schedule: decode_schedule_bytes

@@ -7,6 +7,37 @@ size_t mla_kvcache_block_bytes(const struct mla_config *config, enum mla_dtype d
     return (size_t)MLA_BLOCK_TOKENS * (config->latent + config->rope) * mla_dtype_bytes(dtype);
 }
 
+enum { CHANGES_MIN = 4096, CHANGE_BYTES = sizeof(int64_t) + sizeof(int32_t) };
+
+static void drop_changes(struct mla_kvcache *cache)
+{
+    cache->backend->ops->host_free(cache->backend, cache->changes.host);
+    cache->backend->ops->free(cache->backend, cache->changes.device);
+    cache->changes.host = NULL;
+    cache->changes.device = NULL;
+    cache->changes.capacity = 0;
+}
+
+/* What earlier plans left there has been read when it returns. */
+static enum mla_status make_room(struct mla_kvcache *cache, size_t count)
+{
+    struct mla_backend *backend = cache->backend;
+    enum mla_status status = backend->ops->fence_await(backend, cache->changes.applied);
+    if (status != MLA_OK || count <= cache->changes.capacity)
+        return status;
+    void *host = NULL;
+    void *device = NULL;
+    drop_changes(cache);
+    status = backend->ops->host_alloc(backend, 2 * count * CHANGE_BYTES, &host);
+    if (status == MLA_OK)
+        status = backend->ops->alloc(backend, 2 * count * CHANGE_BYTES, &device);
+    cache->changes.host = host;
+    cache->changes.device = device;
+    if (status == MLA_OK)
+        cache->changes.capacity = 2 * count;
+    return status;
+}
+
 enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *backend,
                                  const struct mla_config *config, enum mla_dtype dtype,
                                  uint32_t layer_count, uint32_t blocks, uint32_t sequences,
@@ -27,6 +58,10 @@ enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *
     cache->host_tables = calloc(entries, sizeof *cache->host_tables);
     cache->copy_src = calloc((size_t)2 * MLA_STEP_SEQUENCES_MAX, sizeof *cache->copy_src);
     enum mla_status status = cache->host_tables && cache->copy_src ? MLA_OK : MLA_MEMORY;
+    if (status == MLA_OK)
+        status = backend->ops->fence_create(backend, &cache->changes.applied);
+    if (status == MLA_OK)
+        status = make_room(cache, CHANGES_MIN);
     if (status == MLA_OK) {
         cache->copy_dst = cache->copy_src + MLA_STEP_SEQUENCES_MAX;
         status = backend->ops->alloc(backend, entries * sizeof *cache->tables, &tables);
@@ -47,6 +82,8 @@ void mla_kvcache_fini(struct mla_kvcache *cache)
         backend->ops->free(backend, cache->pools[i]);
     if (cache->tables)
         backend->ops->free(backend, cache->tables);
+    drop_changes(cache);
+    backend->ops->fence_destroy(backend, cache->changes.applied);
     free(cache->host_tables);
     free(cache->copy_src);
     *cache = (struct mla_kvcache){0};
@@ -89,21 +126,43 @@ static enum mla_status copy_blocks(struct mla_kvcache *cache, const struct mla_p
     return status;
 }
 
+/* One upload for all tables, and one operation that puts the ids where they belong. */
+static enum mla_status change_tables(struct mla_kvcache *cache, const struct mla_plan_message *plan)
+{
+    struct mla_backend *backend = cache->backend;
+    enum mla_status status = make_room(cache, plan->block_count);
+    if (status != MLA_OK)
+        return status;
+    int64_t *index = (int64_t *)(void *)cache->changes.host;
+    int32_t *value = (int32_t *)(void *)(index + plan->block_count);
+    uint32_t block = 0;
+    for (uint32_t i = 0; i < plan->table_count; i++) {
+        struct mla_plan_table change = mla_plan_table_at(plan, i);
+        int64_t at = (int64_t)change.table * cache->table_stride + change.first;
+        for (uint32_t k = 0; k < change.count; k++, block++) {
+            index[block] = at + k;
+            value[block] = (int32_t)mla_plan_block_at(plan, block);
+            cache->host_tables[at + k] = value[block];
+        }
+    }
+    const int64_t *device = (const int64_t *)(const void *)cache->changes.device;
+    struct mla_scatter scatter = {.count = block,
+                                  .dst = cache->tables,
+                                  .index = device,
+                                  .value = (const int32_t *)(const void *)(device + block)};
+    status = backend->ops->upload(backend, cache->changes.device, index, block * CHANGE_BYTES);
+    if (status == MLA_OK)
+        status = backend->ops->scatter(backend, &scatter);
+    if (status == MLA_OK)
+        status = backend->ops->fence_record(backend, MLA_QUEUE_COMPUTE, cache->changes.applied);
+    return status;
+}
+
 enum mla_status mla_kvcache_apply(struct mla_kvcache *cache, const struct mla_plan_message *plan)
 {
     if (!plan_fits(cache, plan))
         return MLA_MALFORMED;
-    struct mla_backend *backend = cache->backend;
-    enum mla_status status = MLA_OK;
-    uint32_t block = 0;
-    for (uint32_t i = 0; status == MLA_OK && i < plan->table_count; i++) {
-        struct mla_plan_table change = mla_plan_table_at(plan, i);
-        size_t at = (size_t)change.table * cache->table_stride + change.first;
-        for (uint32_t k = 0; k < change.count; k++)
-            cache->host_tables[at + k] = (int32_t)mla_plan_block_at(plan, block++);
-        status = backend->ops->upload(backend, cache->tables + at, cache->host_tables + at,
-                                      change.count * sizeof *cache->tables);
-    }
+    enum mla_status status = plan->block_count > 0 ? change_tables(cache, plan) : MLA_OK;
     if (status == MLA_OK && plan->copy_count > 0)
         status = copy_blocks(cache, plan);
     return status;

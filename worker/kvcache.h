@@ -17,6 +17,12 @@ struct mla_kvcache {
     int32_t *tables;              /* [sequences, table_stride], the backend's */
     int32_t *host_tables;         /* the same, for building plans */
     int32_t *copy_src, *copy_dst; /* [MLA_STEP_SEQUENCES_MAX], host */
+    /* Changes of tables on their way to the device: [capacity] indices, then values. */
+    struct mla_kv_changes {
+        uint8_t *host, *device;
+        size_t capacity;
+        struct mla_fence *applied;
+    } changes;
 };
 
 /* Bytes of one block in one layer. */

@@ -201,16 +201,20 @@ static enum mla_status make_room(struct mla_step *step, struct mla_backend *back
         return MLA_OK;
     bytes *= 2;
     backend->ops->free(backend, step->device);
-    free(step->host);
+    backend->ops->host_free(backend, step->host);
     step->bytes = 0;
     step->device = NULL;
+    step->host = NULL;
+    void *host = NULL;
     void *device = NULL;
-    step->host = malloc(bytes);
-    if (!step->host || backend->ops->alloc(backend, bytes, &device) != MLA_OK)
-        return MLA_MEMORY;
+    enum mla_status status = backend->ops->host_alloc(backend, bytes, &host);
+    if (status == MLA_OK)
+        status = backend->ops->alloc(backend, bytes, &device);
+    step->host = host;
     step->device = device;
-    step->bytes = bytes;
-    return MLA_OK;
+    if (status == MLA_OK)
+        step->bytes = bytes;
+    return status;
 }
 
 struct mla_kv_view mla_step_view(const struct mla_kvcache *cache, uint32_t index,
@@ -252,13 +256,20 @@ enum mla_status mla_step_build(struct mla_step *step, const struct mla_kvcache *
         return MLA_MALFORMED;
     struct arena arena = {.heads = heads};
     uint32_t chunks = build_all(step, &arena, cache, plan, chunk_rows);
-    enum mla_status status =
-        make_room(step, backend, plan->microbatch_count, chunks, arena.used + 64);
+    enum mla_status status = MLA_OK;
+    if (!step->uploaded)
+        status = backend->ops->fence_create(backend, &step->uploaded);
+    if (status == MLA_OK) /* a step may be opened and closed without a RUN */
+        status = backend->ops->fence_await(backend, step->uploaded);
+    if (status == MLA_OK)
+        status = make_room(step, backend, plan->microbatch_count, chunks, arena.used + 64);
     if (status != MLA_OK)
         return status;
     arena = (struct arena){.host = step->host, .device = step->device, .heads = heads};
     (void)build_all(step, &arena, cache, plan, chunk_rows);
     status = backend->ops->upload(backend, step->device, step->host, arena.used);
+    if (status == MLA_OK)
+        status = backend->ops->fence_record(backend, MLA_QUEUE_COMPUTE, step->uploaded);
     step->microbatch_count = plan->microbatch_count;
     if (status == MLA_OK)
         status = schedule(step, cache, heads);
@@ -270,9 +281,9 @@ enum mla_status mla_step_build(struct mla_step *step, const struct mla_kvcache *
 
 void mla_step_fini(struct mla_step *step, struct mla_backend *backend)
 {
-    if (step->device)
-        backend->ops->free(backend, step->device);
-    free(step->host);
+    backend->ops->free(backend, step->device);
+    backend->ops->host_free(backend, step->host);
+    backend->ops->fence_destroy(backend, step->uploaded);
     free(step->microbatches);
     free(step->chunks);
     *step = (struct mla_step){0};

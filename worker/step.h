@@ -42,6 +42,7 @@ struct mla_step {
     struct mla_context_chunk *chunks;
     uint8_t *host, *device;
     size_t bytes;
+    struct mla_fence *uploaded; /* host has been read */
 };
 
 /* Builds the step of a plan whose tables were applied to the cache. chunk_rows: context rows

@@ -158,6 +158,13 @@ static enum mla_status cpu_fence_reached(struct mla_backend *backend, struct mla
     return MLA_OK;
 }
 
+static enum mla_status cpu_fence_await(struct mla_backend *backend, struct mla_fence *fence)
+{
+    (void)backend;
+    (void)fence;
+    return MLA_OK;
+}
+
 static enum mla_status cpu_fence_span(struct mla_backend *backend, struct mla_fence *from,
                                       struct mla_fence *to, uint64_t *ns)
 {
@@ -204,6 +211,7 @@ static const struct mla_backend_ops cpu_ops = {
     .fence_record = cpu_fence_record,
     .fence_wait = cpu_fence_wait,
     .fence_reached = cpu_fence_reached,
+    .fence_await = cpu_fence_await,
     .fence_span = cpu_fence_span,
     .gemm = mla_cpu_gemm,
     .latents = mla_cpu_latents,
@@ -211,6 +219,7 @@ static const struct mla_backend_ops cpu_ops = {
     .copy = mla_cpu_copy,
     .kv_write = mla_cpu_kv_write,
     .kv_gather = mla_cpu_kv_gather,
+    .scatter = mla_cpu_scatter,
     .kv_copy = mla_cpu_kv_copy,
     .decode_schedule_bytes = cpu_decode_schedule_bytes,
     .schedule_decode = cpu_schedule_decode,

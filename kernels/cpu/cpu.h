@@ -118,6 +118,7 @@ enum mla_status mla_cpu_rope(struct mla_backend *, const struct mla_rope *);
 enum mla_status mla_cpu_copy(struct mla_backend *, const struct mla_copy *);
 enum mla_status mla_cpu_kv_write(struct mla_backend *, const struct mla_kv_write *);
 enum mla_status mla_cpu_kv_gather(struct mla_backend *, const struct mla_kv_gather *);
+enum mla_status mla_cpu_scatter(struct mla_backend *, const struct mla_scatter *);
 enum mla_status mla_cpu_kv_copy(struct mla_backend *, const struct mla_kv_copy *);
 enum mla_status mla_cpu_attend_decode(struct mla_backend *, const struct mla_attend_decode *);
 enum mla_status mla_cpu_attend_prefill(struct mla_backend *, const struct mla_attend_prefill *);

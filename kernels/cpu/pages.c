@@ -72,6 +72,14 @@ enum mla_status mla_cpu_kv_gather(struct mla_backend *backend, const struct mla_
     return MLA_OK;
 }
 
+enum mla_status mla_cpu_scatter(struct mla_backend *backend, const struct mla_scatter *scatter)
+{
+    (void)backend;
+    for (int64_t i = 0; i < scatter->count; i++)
+        scatter->dst[scatter->index[i]] = scatter->value[i];
+    return MLA_OK;
+}
+
 enum mla_status mla_cpu_kv_copy(struct mla_backend *backend, const struct mla_kv_copy *copy)
 {
     (void)backend;

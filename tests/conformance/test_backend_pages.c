@@ -135,3 +135,31 @@ Test(pages, copy)
 {
     mla_each_device(copy_dtypes);
 }
+
+static void scatter_entries(struct mla_device *device)
+{
+    enum { ENTRIES = 3000, CHANGES = 700 };
+    static int32_t table[ENTRIES], want[ENTRIES], value[CHANGES];
+    static int64_t index[CHANGES];
+    for (int i = 0; i < ENTRIES; i++)
+        table[i] = want[i] = -i;
+    for (int i = 0; i < CHANGES; i++) {
+        index[i] = (int64_t)i * 37 % ENTRIES; /* all different, in no order */
+        value[i] = 1000000 + i;
+        want[index[i]] = value[i];
+    }
+    int32_t *memory = mla_device_put(device, table, sizeof table);
+    MLA_RUN(device, scatter,
+            &(struct mla_scatter){.count = CHANGES,
+                                  .dst = memory,
+                                  .index = mla_device_put(device, index, sizeof index),
+                                  .value = mla_device_put(device, value, sizeof value)});
+    MLA_RUN(device, download, table, memory, sizeof table);
+    mla_device_synchronize(device);
+    cr_expect_arr_eq(table, want, sizeof want);
+}
+
+Test(pages, scatter)
+{
+    mla_each_device(scatter_entries);
+}
