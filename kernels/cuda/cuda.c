@@ -275,9 +275,7 @@ static void cuda_destroy(struct mla_backend **backend)
             cudaStreamSynchronize(cuda->queues[queue]);
             cudaStreamDestroy(cuda->queues[queue]);
         }
-    if (cuda->blas)
-        cublasLtDestroy(cuda->blas);
-    cudaFree(cuda->workspace);
+    mla_cuda_gemm_fini(cuda);
     cudaGetLastError();
     free(cuda);
     *backend = NULL;
@@ -307,6 +305,18 @@ static const struct mla_backend_ops cuda_ops = {
     .capture_end = cuda_capture_end,
     .graph_run = cuda_graph_run,
     .graph_destroy = cuda_graph_destroy,
+    .gemm = mla_cuda_gemm,
+    .latents = mla_cuda_latents,
+    .rope = mla_cuda_rope,
+    .copy = mla_cuda_copy,
+    .kv_write = mla_cuda_kv_write,
+    .kv_gather = mla_cuda_kv_gather,
+    .kv_copy = mla_cuda_kv_copy,
+    .decode_schedule_bytes = mla_cuda_schedule_bytes,
+    .schedule_decode = mla_cuda_schedule_decode,
+    .attend_decode = mla_cuda_attend_decode,
+    .attend_prefill = mla_cuda_attend_prefill,
+    .merge = mla_cuda_merge,
 };
 
 /* No driver, an old driver and no GPU are all none. */
@@ -349,17 +359,6 @@ static enum mla_status open_queues(struct mla_cuda *cuda)
     return status;
 }
 
-static enum mla_status open_blas(struct mla_cuda *cuda)
-{
-    cublasStatus_t status = cublasLtCreate(&cuda->blas);
-    if (status != CUBLAS_STATUS_SUCCESS) {
-        fprintf(stderr, "kernels: cublasLtCreate: %s\n", cublasLtGetStatusString(status));
-        return MLA_INTERNAL;
-    }
-    return mla_cuda_check(cuda, cudaMalloc(&cuda->workspace, MLA_CUDA_WORKSPACE_BYTES),
-                          "the workspace of cuBLASLt");
-}
-
 enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out)
 {
     assert(device >= 0);
@@ -377,7 +376,7 @@ enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out)
     if (status == MLA_OK)
         status = open_queues(cuda);
     if (status == MLA_OK)
-        status = open_blas(cuda);
+        status = mla_cuda_gemm_init(cuda);
     if (status == MLA_OK)
         *out = backend;
     else

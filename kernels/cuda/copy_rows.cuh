@@ -1,0 +1,54 @@
+/* Rows from one place, stride and dtype to another. What row goes where is up to ROWS:
+ *   __device__ bool find(int64_t row, const S *&src, D *&dst) const  false: skip this row
+ */
+#ifndef MLA_KERNELS_CUDA_COPY_ROWS_CUH
+#define MLA_KERNELS_CUDA_COPY_ROWS_CUH
+
+#include "kernels/cuda/element.cuh"
+
+#include <cuda_runtime.h>
+#include <type_traits>
+
+constexpr int COPY_THREADS = 256;
+
+/* blockDim: x over the columns, y over rows. */
+template <class S, class D, int WIDTH, class ROWS>
+__global__ void __launch_bounds__(COPY_THREADS) copy_rows(ROWS rows, int64_t count, int64_t n)
+{
+    const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    const int64_t column = ((int64_t)blockIdx.y * blockDim.x + threadIdx.x) * WIDTH;
+    const S *src;
+    D *dst;
+    if (row >= count || column >= n || !rows.find(row, src, dst))
+        return;
+    if constexpr (WIDTH == EIGHT) {
+        float values[EIGHT];
+        load_eight(values, src + column);
+        store_eight(dst + column, values);
+    } else if constexpr (std::is_same_v<S, D>) {
+        dst[column] = src[column];
+    } else {
+        dst[column] = narrow<D>(widen(src[column]));
+    }
+}
+
+template <class S, class D, class ROWS>
+static cudaError_t launch_copy_rows(const ROWS &rows, int64_t count, int64_t n, bool eights,
+                                    cudaStream_t stream)
+{
+    if (count == 0)
+        return cudaSuccess;
+    const int64_t columns = eights ? n / EIGHT : n;
+    unsigned across = 1;
+    while (across < COPY_THREADS && across < columns)
+        across *= 2;
+    const dim3 block(across, COPY_THREADS / across);
+    const dim3 grid((unsigned)ceil_div(count, block.y), (unsigned)ceil_div(columns, block.x));
+    if (eights)
+        copy_rows<S, D, EIGHT><<<grid, block, 0, stream>>>(rows, count, n);
+    else
+        copy_rows<S, D, 1><<<grid, block, 0, stream>>>(rows, count, n);
+    return cudaGetLastError();
+}
+
+#endif

@@ -1,0 +1,223 @@
+/* Products by cuBLASLt. It counts in columns: a row-major C [m, n] is its [n, m], so that
+ * C = A op(B) becomes C^T = op(B)^T A^T, and our B is its first operand. */
+#include "kernels/cuda/cuda.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* All that the choice of an algorithm depends on. Same key, same algorithm, same bits. */
+struct key {
+    int64_t m, n, k, batch;
+    int64_t lda, a_stride, ldb, b_stride, ldc, c_stride;
+    uint32_t a_alignment, b_alignment, c_alignment; /* bytes */
+    bool b_transposed, bias;
+    bool unused[2]; /* no padding: keys are compared as bytes */
+};
+static_assert(sizeof(struct key) == 10 * 8 + 3 * 4 + 4, "struct key has padding");
+
+struct plan {
+    struct key key; /* m is 0 where there is none */
+    cublasLtMatmulDescOpaque_t product;
+    cublasLtMatrixLayoutOpaque_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+};
+
+/* Decode has few shapes. Prefill brings a new one with each length, so old ones must go. */
+enum { SETS = 256, WAYS = 4 };
+
+struct mla_cuda_gemms {
+    struct plan plans[SETS][WAYS];
+    unsigned char next[SETS]; /* the way to be overwritten */
+};
+
+static enum mla_status check(struct mla_cuda *cuda, cublasStatus_t status, const char *what,
+                             const struct mla_gemm *gemm)
+{
+    if (status == CUBLAS_STATUS_SUCCESS)
+        return MLA_OK;
+    fprintf(stderr, "kernels: %s of [%lld, %lld] x %lld, batch %lld: %s\n", what,
+            (long long)gemm->m, (long long)gemm->n, (long long)gemm->k, (long long)gemm->batch,
+            cublasLtGetStatusString(status));
+    cudaGetLastError();
+    cuda->capture_failed = true;
+    return MLA_INTERNAL;
+}
+
+enum mla_status mla_cuda_gemm_init(struct mla_cuda *cuda)
+{
+    cuda->gemms = calloc(1, sizeof *cuda->gemms);
+    if (!cuda->gemms) {
+        fputs("kernels: no memory for the plans of products\n", stderr);
+        return MLA_MEMORY;
+    }
+    cublasStatus_t status = cublasLtCreate(&cuda->blas);
+    if (status != CUBLAS_STATUS_SUCCESS) {
+        fprintf(stderr, "kernels: cublasLtCreate: %s\n", cublasLtGetStatusString(status));
+        return MLA_INTERNAL;
+    }
+    return mla_cuda_check(cuda, cudaMalloc(&cuda->workspace, MLA_CUDA_WORKSPACE_BYTES),
+                          "the workspace of products");
+}
+
+void mla_cuda_gemm_fini(struct mla_cuda *cuda)
+{
+    if (cuda->blas)
+        cublasLtDestroy(cuda->blas);
+    cudaFree(cuda->workspace);
+    free(cuda->gemms);
+}
+
+/* 16 bytes are all that kernels ask for. */
+static uint32_t alignment(const void *memory, const void *also)
+{
+    uintptr_t bits = (uintptr_t)memory | (uintptr_t)also | 16;
+    return (uint32_t)(bits & (~bits + 1));
+}
+
+static struct key key_of(const struct mla_gemm *gemm)
+{
+    return (struct key){.m = gemm->m,
+                        .n = gemm->n,
+                        .k = gemm->k,
+                        .batch = gemm->batch,
+                        .lda = gemm->lda,
+                        .a_stride = gemm->a_stride,
+                        .ldb = gemm->ldb,
+                        .b_stride = gemm->b_stride,
+                        .ldc = gemm->ldc,
+                        .c_stride = gemm->c_stride,
+                        .a_alignment = alignment(gemm->a, NULL),
+                        .b_alignment = alignment(gemm->b, NULL),
+                        .c_alignment = alignment(gemm->c, gemm->bias),
+                        .b_transposed = gemm->b_transposed,
+                        .bias = gemm->bias != NULL};
+}
+
+/* FNV-1a (Fowler, Noll, Vo). */
+static uint32_t set_of(const struct key *key)
+{
+    const unsigned char *bytes = (const unsigned char *)key;
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < sizeof *key; i++)
+        hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    return (uint32_t)(hash >> 32) % SETS;
+}
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        cublasStatus_t try_status = (call);                                                        \
+        if (try_status != CUBLAS_STATUS_SUCCESS)                                                   \
+            return try_status;                                                                     \
+    } while (0)
+
+static cublasStatus_t lay_out(cublasLtMatrixLayout_t layout, int64_t rows, int64_t columns,
+                              int64_t stride, int64_t batch, int64_t batch_stride)
+{
+    int32_t count = (int32_t)batch;
+    TRY(cublasLtMatrixLayoutInit(layout, CUDA_R_16BF, (uint64_t)rows, (uint64_t)columns, stride));
+    TRY(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                         sizeof count));
+    return cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                            &batch_stride, sizeof batch_stride);
+}
+
+static cublasStatus_t describe(struct plan *plan)
+{
+    const struct key *key = &plan->key;
+    cublasOperation_t turned = key->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    TRY(cublasLtMatmulDescInit(&plan->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    TRY(cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_TRANSA, &turned,
+                                       sizeof turned));
+    if (key->bias)
+        TRY(cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                           sizeof epilogue));
+    TRY(lay_out(&plan->b, key->b_transposed ? key->k : key->n, key->b_transposed ? key->n : key->k,
+                key->ldb, key->batch, key->b_stride));
+    TRY(lay_out(&plan->a, key->k, key->m, key->lda, key->batch, key->a_stride));
+    return lay_out(&plan->c, key->n, key->m, key->ldc, key->batch, key->c_stride);
+}
+
+/* What cuBLASLt takes for the fastest, from the key alone. A tuner would time more of its
+ * proposals here. */
+static cublasStatus_t choose(cublasLtHandle_t blas, struct plan *plan)
+{
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t attribute;
+        uint32_t bytes;
+    } alignments[] = {
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, plan->key.b_alignment},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, plan->key.a_alignment},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, plan->key.c_alignment},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, plan->key.c_alignment},
+    };
+    size_t workspace = MLA_CUDA_WORKSPACE_BYTES;
+    cublasLtMatmulPreferenceOpaque_t preference;
+    cublasLtMatmulHeuristicResult_t result;
+    int found = 0;
+    TRY(cublasLtMatmulPreferenceInit(&preference));
+    TRY(cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                             &workspace, sizeof workspace));
+    for (size_t i = 0; i < sizeof alignments / sizeof *alignments; i++)
+        TRY(cublasLtMatmulPreferenceSetAttribute(&preference, alignments[i].attribute,
+                                                 &alignments[i].bytes, sizeof(uint32_t)));
+    TRY(cublasLtMatmulAlgoGetHeuristic(blas, &plan->product, &plan->b, &plan->a, &plan->c, &plan->c,
+                                       &preference, 1, &result, &found));
+    if (found == 0)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    plan->algorithm = result.algo;
+    return result.state;
+}
+
+static enum mla_status find_plan(struct mla_cuda *cuda, const struct mla_gemm *gemm,
+                                 struct plan **out)
+{
+    struct key key = key_of(gemm);
+    uint32_t set = set_of(&key);
+    struct plan *plans = cuda->gemms->plans[set];
+    for (int way = 0; way < WAYS; way++)
+        if (memcmp(&plans[way].key, &key, sizeof key) == 0) {
+            *out = &plans[way];
+            return MLA_OK;
+        }
+    struct plan *plan = &plans[cuda->gemms->next[set]];
+    *plan = (struct plan){.key = key};
+    enum mla_status status = check(cuda, describe(plan), "description of a product", gemm);
+    if (status == MLA_OK)
+        status = check(cuda, choose(cuda->blas, plan), "algorithm for a product", gemm);
+    if (status != MLA_OK) {
+        plan->key = (struct key){0};
+        return status;
+    }
+    cuda->gemms->next[set] = (unsigned char)((cuda->gemms->next[set] + 1) % WAYS);
+    *out = plan;
+    return MLA_OK;
+}
+
+enum mla_status mla_cuda_gemm(struct mla_backend *backend, const struct mla_gemm *gemm)
+{
+    struct mla_cuda *cuda = mla_cuda_of(backend);
+    const float one = 1;
+    const float zero = 0;
+    struct plan *plan = NULL;
+    assert(gemm->m >= 0 && gemm->n > 0 && gemm->k > 0 && gemm->batch >= 0);
+    if (gemm->m == 0 || gemm->batch == 0)
+        return MLA_OK;
+    enum mla_status status = find_plan(cuda, gemm, &plan);
+    if (status == MLA_OK && gemm->bias)
+        status =
+            check(cuda,
+                  cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                 &gemm->bias, sizeof gemm->bias),
+                  "bias of a product", gemm);
+    if (status != MLA_OK)
+        return status;
+    return check(cuda,
+                 cublasLtMatmul(cuda->blas, &plan->product, &one, gemm->b, &plan->b, gemm->a,
+                                &plan->a, &zero, gemm->c, &plan->c, gemm->c, &plan->c,
+                                &plan->algorithm, cuda->workspace, MLA_CUDA_WORKSPACE_BYTES,
+                                mla_cuda_compute(cuda)),
+                 "product", gemm);
+}

@@ -1,0 +1,169 @@
+/* Operations on rows: the norms and RoPE of the latents, RoPE of heads, copies. */
+#include "kernels/cuda/copy_rows.cuh"
+#include "kernels/cuda/launch.h"
+
+#include <assert.h>
+
+typedef __nv_bfloat16 bf16;
+
+/* RMSNorm of one row by one block. */
+template <bool EIGHTS>
+static __device__ void rmsnorm(bf16 *x, const bf16 *weight, int64_t n, float eps)
+{
+    __shared__ float sums[32];
+    float squares = 0;
+    if constexpr (EIGHTS) {
+        for (int64_t i = threadIdx.x * EIGHT; i < n; i += blockDim.x * EIGHT) {
+            float values[EIGHT];
+            load_eight(values, x + i);
+#pragma unroll
+            for (int j = 0; j < EIGHT; j++)
+                squares += values[j] * values[j];
+        }
+    } else {
+        for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
+            squares += widen(x[i]) * widen(x[i]);
+    }
+    squares = warp_sum(squares);
+    if (threadIdx.x % 32 == 0)
+        sums[threadIdx.x / 32] = squares;
+    __syncthreads();
+    squares = warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.0f);
+    const float factor = rsqrtf(squares / (float)n + eps);
+    if constexpr (EIGHTS) {
+        for (int64_t i = threadIdx.x * EIGHT; i < n; i += blockDim.x * EIGHT) {
+            float values[EIGHT], weights[EIGHT];
+            load_eight(values, x + i);
+            load_eight(weights, weight + i);
+#pragma unroll
+            for (int j = 0; j < EIGHT; j++)
+                values[j] *= factor * weights[j];
+            store_eight(x + i, values);
+        }
+    } else {
+        for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
+            x[i] = narrow<bf16>(widen(x[i]) * factor * widen(weight[i]));
+    }
+}
+
+/* Pair i of a head is at [2 i], [2 i + 1] or at [i], [i + pairs]. */
+static __device__ __forceinline__ void rotate_pair(bf16 *dst, const bf16 *src, const float *table,
+                                                   int64_t pair, int64_t pairs, bool interleaved)
+{
+    const int64_t first = interleaved ? 2 * pair : pair;
+    const int64_t second = interleaved ? first + 1 : pair + pairs;
+    const float cosine = table[2 * pair], sine = table[2 * pair + 1];
+    const float x = widen(src[first]), y = widen(src[second]);
+    dst[first] = narrow<bf16>(x * cosine - y * sine);
+    dst[second] = narrow<bf16>(x * sine + y * cosine);
+}
+
+/* One block normalises a row's query latent, another its key-value latent and rotates its key. */
+template <bool EIGHTS> static __global__ void __launch_bounds__(256) latents(struct mla_latents l)
+{
+    const int64_t row = blockIdx.x;
+    if (blockIdx.y == 1) {
+        rmsnorm<EIGHTS>((bf16 *)l.cq + row * l.stride, (const bf16 *)l.q_norm, l.q_lora, l.eps);
+        return;
+    }
+    bf16 *ckv = (bf16 *)l.ckv + row * l.stride, *kpe = ckv + l.latent;
+    const float *table = l.table + l.positions[row] * l.rope;
+    for (int64_t pair = threadIdx.x; pair < l.rope / 2; pair += blockDim.x)
+        rotate_pair(kpe, kpe, table, pair, l.rope / 2, l.interleaved);
+    rmsnorm<EIGHTS>(ckv, (const bf16 *)l.kv_norm, l.latent, l.eps);
+}
+
+extern "C" cudaError_t mla_cuda_launch_latents(const struct mla_latents *l, cudaStream_t stream)
+{
+    assert(l->rows >= 0 && l->latent > 0 && l->rope % 2 == 0);
+    if (l->rows == 0)
+        return cudaSuccess;
+    const bool eights = by_eights((bf16 *)l->ckv, l->stride, l->latent) &&
+                        by_eights((const bf16 *)l->kv_norm, 0, l->latent) &&
+                        (!l->cq || (by_eights((bf16 *)l->cq, l->stride, l->q_lora) &&
+                                    by_eights((const bf16 *)l->q_norm, 0, l->q_lora)));
+    const dim3 grid((unsigned)l->rows, l->cq ? 2 : 1);
+    if (eights)
+        latents<true><<<grid, 256, 0, stream>>>(*l);
+    else
+        latents<false><<<grid, 256, 0, stream>>>(*l);
+    return cudaGetLastError();
+}
+
+/* A thread rotates a pair, or four interleaved ones in 16 bytes. */
+template <bool FOURS> static __global__ void __launch_bounds__(256) rope(struct mla_rope r)
+{
+    const int64_t row = blockIdx.x, pairs = r.dim / 2;
+    const unsigned share = (unsigned)(FOURS ? pairs / 4 : pairs); /* threads of a head */
+    const unsigned item = blockIdx.y * blockDim.x + threadIdx.x;
+    const int64_t head = item / share, pair = item % share * (FOURS ? 4 : 1);
+    if (head >= r.heads)
+        return;
+    const bf16 *src = (const bf16 *)r.src + row * r.src_row_stride + head * r.src_head_stride;
+    bf16 *dst = (bf16 *)r.dst + row * r.dst_row_stride + head * r.dst_head_stride;
+    const float *table = r.table + r.positions[row] * r.dim;
+    if constexpr (FOURS) {
+        float values[EIGHT], angles[EIGHT];
+        load_eight(values, src + 2 * pair);
+        load_eight(angles, table + 2 * pair);
+#pragma unroll
+        for (int i = 0; i < EIGHT; i += 2) {
+            const float x = values[i], y = values[i + 1];
+            values[i] = x * angles[i] - y * angles[i + 1];
+            values[i + 1] = x * angles[i + 1] + y * angles[i];
+        }
+        store_eight(dst + 2 * pair, values);
+    } else {
+        rotate_pair(dst, src, table, pair, pairs, r.interleaved);
+    }
+}
+
+extern "C" cudaError_t mla_cuda_launch_rope(const struct mla_rope *r, cudaStream_t stream)
+{
+    assert(r->rows >= 0 && r->heads > 0 && r->dim > 0 && r->dim % 2 == 0);
+    if (r->rows == 0)
+        return cudaSuccess;
+    const bool fours =
+        r->interleaved && by_eights((const bf16 *)r->src, r->src_row_stride, r->dim) &&
+        r->src_head_stride % EIGHT == 0 && by_eights((bf16 *)r->dst, r->dst_row_stride, r->dim) &&
+        r->dst_head_stride % EIGHT == 0 && by_eights(r->table, r->dim, r->dim);
+    const int64_t threads = r->heads * (fours ? r->dim / EIGHT : r->dim / 2);
+    const unsigned block = threads < 256 ? (unsigned)ceil_div(threads, 32) * 32 : 256;
+    const dim3 grid((unsigned)r->rows, (unsigned)ceil_div(threads, block));
+    if (fours)
+        rope<true><<<grid, block, 0, stream>>>(*r);
+    else
+        rope<false><<<grid, block, 0, stream>>>(*r);
+    return cudaGetLastError();
+}
+
+template <class S, class D> struct strided_rows {
+    const S *src;
+    D *dst;
+    int64_t src_stride, dst_stride;
+
+    __device__ bool find(int64_t row, const S *&from, D *&to) const
+    {
+        from = src + row * src_stride;
+        to = dst + row * dst_stride;
+        return true;
+    }
+};
+
+template <class S, class D> static cudaError_t copy(const struct mla_copy *c, cudaStream_t stream)
+{
+    const strided_rows<S, D> rows = {(const S *)c->src, (D *)c->dst, c->src_stride, c->dst_stride};
+    const bool eights =
+        by_eights(rows.src, c->src_stride, c->n) && by_eights(rows.dst, c->dst_stride, c->n);
+    return launch_copy_rows<S, D>(rows, c->rows, c->n, eights, stream);
+}
+
+extern "C" cudaError_t mla_cuda_launch_copy(const struct mla_copy *c, cudaStream_t stream)
+{
+    assert(c->rows >= 0 && c->n > 0);
+    assert(c->src_dtype != MLA_F16 && c->dst_dtype != MLA_F16);
+    if (c->src_dtype == MLA_BF16)
+        return c->dst_dtype == MLA_BF16 ? copy<bf16, bf16>(c, stream)
+                                        : copy<bf16, float>(c, stream);
+    return c->dst_dtype == MLA_BF16 ? copy<float, bf16>(c, stream) : copy<float, float>(c, stream);
+}
