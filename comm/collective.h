@@ -19,6 +19,11 @@ struct mla_collective_ops {
      * `count` sums. The rest of data is undefined. */
     enum mla_status (*reduce_scatter)(struct mla_collective *, void *data, size_t count,
                                       void **part);
+    /* Memory that the collectives read and write fastest, aligned to 256 bytes, contents
+     * undefined; any other memory of the device will do, too. Every rank allocates and frees the
+     * same, in the same order. bytes > 0. MLA_MEMORY, MLA_COLLECTIVE. */
+    enum mla_status (*alloc)(struct mla_collective *, size_t bytes, void **out);
+    void (*free)(struct mla_collective *, void *memory); /* NULL is allowed */
     void (*destroy)(struct mla_collective **);
 };
 
@@ -26,11 +31,27 @@ struct mla_collective_ops {
 struct mla_collective {
     const struct mla_collective_ops *ops;
     uint32_t rank, ranks;
-    uint64_t ns; /* time spent in collectives so far */
+    uint64_t ns; /* time the calls took so far */
 };
 
 /* f32 in host memory over MPI_COMM_WORLD. With one rank nothing moves. MLA_MEMORY. */
 enum mla_status mla_collective_mpi_create(uint32_t rank, uint32_t ranks,
                                           struct mla_collective **out);
+
+enum mla_collective_nccl_flags {
+    /* alloc gives windows of NCCL's symmetric memory: less latency for small parts. */
+    MLA_NCCL_SYMMETRIC = 1,
+    /* NCCL is called with one rank, too. */
+    MLA_NCCL_ALONE = 2,
+};
+
+/* bf16 in the memory of the calling thread's CUDA device, over NCCL; only in a build with CUDA.
+ * Collectives are queued on `stream`, a cudaStream_t, and can be captured there; graphs that hold
+ * them go before destroy. alloc and free wait for the device. Called by all ranks of the MPI job
+ * at once. With one rank nothing moves. MLA_MEMORY, MLA_COLLECTIVE. */
+enum mla_status mla_collective_nccl_create(uint32_t rank, uint32_t ranks, void *stream,
+                                           struct mla_collective **out);
+enum mla_status mla_collective_nccl_create_flags(uint32_t rank, uint32_t ranks, void *stream,
+                                                 unsigned flags, struct mla_collective **out);
 
 #endif

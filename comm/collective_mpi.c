@@ -3,8 +3,12 @@
 #include "comm/mpi_error.h"
 #include "proto/clock.h"
 
+#include <assert.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
+
+enum { ALIGNMENT = 256 };
 
 static enum mla_status finish(struct mla_collective *collective, uint64_t begin_ns, int rc,
                               const char *what)
@@ -42,6 +46,27 @@ static enum mla_status reduce_scatter(struct mla_collective *collective, void *d
     return MLA_OK;
 }
 
+static enum mla_status alloc(struct mla_collective *collective, size_t bytes, void **out)
+{
+    (void)collective;
+    assert(bytes > 0);
+    void *memory = bytes <= SIZE_MAX - ALIGNMENT
+                       ? aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT)
+                       : NULL;
+    if (!memory) {
+        fprintf(stderr, "collectives: %zu bytes of memory were refused\n", bytes);
+        return MLA_MEMORY;
+    }
+    *out = memory;
+    return MLA_OK;
+}
+
+static void release(struct mla_collective *collective, void *memory)
+{
+    (void)collective;
+    free(memory);
+}
+
 static void destroy(struct mla_collective **collective)
 {
     free(*collective);
@@ -52,6 +77,8 @@ static const struct mla_collective_ops ops = {
     .name = "mpi",
     .all_gather = all_gather,
     .reduce_scatter = reduce_scatter,
+    .alloc = alloc,
+    .free = release,
     .destroy = destroy,
 };
 

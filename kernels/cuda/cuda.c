@@ -60,9 +60,14 @@ static enum mla_status cuda_host_alloc(struct mla_backend *backend, size_t bytes
     return status;
 }
 
+/* Buffers come back on any thread, and one that has no device would open the first. */
 static void cuda_host_free(struct mla_backend *backend, void *memory)
 {
-    mla_cuda_check(mla_cuda_of(backend), cudaFreeHost(memory), "cudaFreeHost");
+    struct mla_cuda *cuda = mla_cuda_of(backend);
+    if (!memory)
+        return;
+    if (mla_cuda_check(cuda, cudaSetDevice(cuda->device), "cudaSetDevice") == MLA_OK)
+        mla_cuda_check(cuda, cudaFreeHost(memory), "cudaFreeHost");
 }
 
 static enum mla_status transfer(struct mla_backend *backend, enum mla_queue queue,
