@@ -249,6 +249,10 @@ struct mla_backend_ops {
     enum mla_status (*graph_run)(struct mla_backend *, struct mla_graph *);
     void (*graph_destroy)(struct mla_backend *, struct mla_graph *); /* NULL is allowed */
 
+    /* Names what is queued between the two for a profiler (NVTX). */
+    void (*range_begin)(struct mla_backend *, const char *name);
+    void (*range_end)(struct mla_backend *);
+
     enum mla_status (*gemm)(struct mla_backend *, const struct mla_gemm *);
     enum mla_status (*latents)(struct mla_backend *, const struct mla_latents *);
     enum mla_status (*rope)(struct mla_backend *, const struct mla_rope *);

@@ -203,11 +203,14 @@ static enum mla_status on_plan(struct executor *executor)
         if (mb.padded > most || mb.padded % executor->shard->ranks != 0)
             return MLA_MALFORMED;
     }
+    struct mla_backend *backend = executor->backend;
     uint64_t begin_ns = mla_now_ns();
+    backend->ops->range_begin(backend, "plan");
     enum mla_status status = mla_kvcache_apply(&executor->cache, plan);
     if (status == MLA_OK)
         status = mla_step_build(&executor->steps[plan->slot], &executor->cache, plan,
                                 executor->options->chunk_rows, executor->shard->heads);
+    backend->ops->range_end(backend);
     mla_trace_host(executor->trace, "plan", plan->step, begin_ns, mla_now_ns());
     return status;
 }
@@ -284,6 +287,20 @@ static enum mla_status land(struct executor *executor, uint32_t most)
     return status;
 }
 
+static enum mla_status run_layer(struct executor *executor, const struct mla_work *work,
+                                 const struct mla_step *step, void **rows)
+{
+    struct mla_backend *backend = executor->backend;
+    char name[64];
+    snprintf(name, sizeof name, "layer %u of step %llu, microbatch %u", work->layer,
+             (unsigned long long)work->step, work->microbatch);
+    backend->ops->range_begin(backend, name);
+    enum mla_status status = mla_graphs_run(
+        &executor->graphs, layer_index(executor->shard, work->layer), step, work->microbatch, rows);
+    backend->ops->range_end(backend);
+    return status;
+}
+
 static enum mla_status on_work(struct executor *executor, const struct mla_blob *payload)
 {
     const struct mla_work work = executor->incoming.u.work;
@@ -303,8 +320,7 @@ static enum mla_status on_work(struct executor *executor, const struct mla_blob 
     if (status != MLA_OK)
         return status;
     mla_trace_begin(executor->trace, flight);
-    status = mla_graphs_run(&executor->graphs, layer_index(executor->shard, work.layer), step,
-                            work.microbatch, &rows);
+    status = run_layer(executor, &work, step, &rows);
     if (status != MLA_OK)
         return status;
     flight->collective_ns = executor->collective->ns - collective_ns;

@@ -37,7 +37,6 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
         void **at;
         size_t bytes;
     } buffers[] = {
-        {&layer->latents, rows * (mla_q_input(c) + c->latent + c->rope) * element},
         {&layer->q, rows * heads * (c->nope + c->rope) * element},
         {&layer->absorbed, decode_rows * heads * (c->latent + c->rope) * element},
         {&layer->o_latent, decode_rows * heads * c->latent * element},
@@ -47,7 +46,6 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
         {&layer->chunk_out, rows * heads * c->v * element},
         {&lse, rows * heads * sizeof(float)},
         {&chunk_lse, rows * heads * sizeof(float)},
-        {&layer->partial, rows * c->hidden * element},
     };
     enum mla_status status = MLA_OK;
     for (size_t i = 0; status == MLA_OK && i < sizeof buffers / sizeof *buffers; i++)
@@ -55,6 +53,11 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
             status = backend->ops->alloc(backend, buffers[i].bytes, buffers[i].at);
     layer->lse = lse;
     layer->chunk_lse = chunk_lse;
+    if (status == MLA_OK)
+        status = collective->ops->alloc(
+            collective, rows * (mla_q_input(c) + c->latent + c->rope) * element, &layer->latents);
+    if (status == MLA_OK)
+        status = collective->ops->alloc(collective, rows * c->hidden * element, &layer->partial);
     if (status != MLA_OK)
         mla_layer_fini(layer);
     return status;
@@ -62,9 +65,11 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
 
 void mla_layer_fini(struct mla_layer *layer)
 {
-    void *const buffers[] = {layer->latents,  layer->q,         layer->absorbed,  layer->o_latent,
-                             layer->expanded, layer->context,   layer->heads_out, layer->chunk_out,
-                             layer->lse,      layer->chunk_lse, layer->partial};
+    void *const buffers[] = {layer->q,         layer->absorbed, layer->o_latent,
+                             layer->expanded,  layer->context,  layer->heads_out,
+                             layer->chunk_out, layer->lse,      layer->chunk_lse};
+    layer->collective->ops->free(layer->collective, layer->latents);
+    layer->collective->ops->free(layer->collective, layer->partial);
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         if (buffers[i])
             layer->backend->ops->free(layer->backend, buffers[i]);

@@ -10,7 +10,8 @@
 #include "worker/step.h"
 
 /* What a layer needs besides a microbatch. Buffers are sized for rows_max padded rows, of decode
- * decode_rows_max, and chunk_rows of cached context, activation dtype, the backend's memory. */
+ * decode_rows_max, and chunk_rows of cached context, activation dtype, the backend's memory;
+ * what collectives read and write is from theirs. */
 struct mla_layer {
     struct mla_backend *backend;
     struct mla_collective *collective;

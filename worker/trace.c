@@ -180,7 +180,22 @@ static enum mla_status traced_reduce_scatter(struct mla_collective *collective, 
     return status == MLA_OK ? record(traced->trace, "reduce_scatter") : status;
 }
 
+static enum mla_status traced_collective_alloc(struct mla_collective *collective, size_t bytes,
+                                               void **out)
+{
+    struct mla_collective *inner = ((struct traced_collective *)(void *)collective)->inner;
+    return inner->ops->alloc(inner, bytes, out);
+}
+
+static void traced_collective_free(struct mla_collective *collective, void *memory)
+{
+    struct mla_collective *inner = ((struct traced_collective *)(void *)collective)->inner;
+    inner->ops->free(inner, memory);
+}
+
 static const struct mla_collective_ops traced_collective_ops = {
+    .alloc = traced_collective_alloc,
+    .free = traced_collective_free,
     .name = "traced",
     .all_gather = traced_all_gather,
     .reduce_scatter = traced_reduce_scatter,

@@ -173,6 +173,17 @@ static enum mla_status cpu_fence_span(struct mla_backend *backend, struct mla_fe
     return MLA_OK;
 }
 
+static void cpu_range_begin(struct mla_backend *backend, const char *name)
+{
+    (void)backend;
+    (void)name;
+}
+
+static void cpu_range_end(struct mla_backend *backend)
+{
+    (void)backend;
+}
+
 /* The lengths are in host memory: attend_decode looks at them itself. */
 static size_t cpu_decode_schedule_bytes(struct mla_backend *backend, int64_t rows_max,
                                         int64_t heads)
@@ -213,6 +224,8 @@ static const struct mla_backend_ops cpu_ops = {
     .fence_reached = cpu_fence_reached,
     .fence_await = cpu_fence_await,
     .fence_span = cpu_fence_span,
+    .range_begin = cpu_range_begin,
+    .range_end = cpu_range_end,
     .gemm = mla_cpu_gemm,
     .latents = mla_cpu_latents,
     .rope = mla_cpu_rope,

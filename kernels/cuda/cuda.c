@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda.h"
 
 #include <assert.h>
+#include <nvtx3/nvToolsExt.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -185,6 +186,14 @@ static enum mla_status cuda_fence_reached(struct mla_backend *backend, struct ml
     return MLA_OK;
 }
 
+static enum mla_status cuda_fence_await(struct mla_backend *backend, struct mla_fence *fence)
+{
+    if (!fence->recorded)
+        return MLA_OK;
+    return mla_cuda_check(mla_cuda_of(backend), cudaEventSynchronize(fence->event),
+                          "cudaEventSynchronize");
+}
+
 static enum mla_status cuda_fence_span(struct mla_backend *backend, struct mla_fence *from,
                                        struct mla_fence *to, uint64_t *ns)
 {
@@ -286,6 +295,18 @@ static void cuda_destroy(struct mla_backend **backend)
     *backend = NULL;
 }
 
+static void cuda_range_begin(struct mla_backend *backend, const char *name)
+{
+    (void)backend;
+    nvtxRangePushA(name);
+}
+
+static void cuda_range_end(struct mla_backend *backend)
+{
+    (void)backend;
+    nvtxRangePop();
+}
+
 static const struct mla_backend_ops cuda_ops = {
     .name = "cuda",
     .alloc = cuda_alloc,
@@ -305,6 +326,7 @@ static const struct mla_backend_ops cuda_ops = {
     .fence_record = cuda_fence_record,
     .fence_wait = cuda_fence_wait,
     .fence_reached = cuda_fence_reached,
+    .fence_await = cuda_fence_await,
     .fence_span = cuda_fence_span,
     .capture_begin = cuda_capture_begin,
     .capture_end = cuda_capture_end,
@@ -316,6 +338,9 @@ static const struct mla_backend_ops cuda_ops = {
     .copy = mla_cuda_copy,
     .kv_write = mla_cuda_kv_write,
     .kv_gather = mla_cuda_kv_gather,
+    .range_begin = cuda_range_begin,
+    .range_end = cuda_range_end,
+    .scatter = mla_cuda_scatter,
     .kv_copy = mla_cuda_kv_copy,
     .decode_schedule_bytes = mla_cuda_schedule_bytes,
     .schedule_decode = mla_cuda_schedule_decode,

@@ -48,6 +48,7 @@ enum mla_status mla_cuda_rope(struct mla_backend *, const struct mla_rope *);
 enum mla_status mla_cuda_copy(struct mla_backend *, const struct mla_copy *);
 enum mla_status mla_cuda_kv_write(struct mla_backend *, const struct mla_kv_write *);
 enum mla_status mla_cuda_kv_gather(struct mla_backend *, const struct mla_kv_gather *);
+enum mla_status mla_cuda_scatter(struct mla_backend *, const struct mla_scatter *);
 enum mla_status mla_cuda_kv_copy(struct mla_backend *, const struct mla_kv_copy *);
 size_t mla_cuda_schedule_bytes(struct mla_backend *, int64_t rows_max, int64_t heads);
 enum mla_status mla_cuda_schedule_decode(struct mla_backend *, const struct mla_attend_decode *,

@@ -16,6 +16,7 @@ cudaError_t mla_cuda_launch_rope(const struct mla_rope *rope, cudaStream_t strea
 cudaError_t mla_cuda_launch_copy(const struct mla_copy *copy, cudaStream_t stream);
 cudaError_t mla_cuda_launch_kv_write(const struct mla_kv_write *write, cudaStream_t stream);
 cudaError_t mla_cuda_launch_kv_gather(const struct mla_kv_gather *gather, cudaStream_t stream);
+cudaError_t mla_cuda_launch_scatter(const struct mla_scatter *scatter, cudaStream_t stream);
 cudaError_t mla_cuda_launch_kv_copy(const struct mla_kv_copy *copy, cudaStream_t stream);
 cudaError_t mla_cuda_launch_merge(const struct mla_merge *merge, cudaStream_t stream);
 cudaError_t mla_cuda_launch_attend_decode(const struct mla_attend_decode *attend,

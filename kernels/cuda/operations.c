@@ -35,6 +35,13 @@ enum mla_status mla_cuda_kv_gather(struct mla_backend *backend, const struct mla
                           "kv_gather");
 }
 
+enum mla_status mla_cuda_scatter(struct mla_backend *backend, const struct mla_scatter *scatter)
+{
+    struct mla_cuda *cuda = mla_cuda_of(backend);
+    return mla_cuda_check(cuda, mla_cuda_launch_scatter(scatter, mla_cuda_compute(cuda)),
+                          "scatter");
+}
+
 enum mla_status mla_cuda_kv_copy(struct mla_backend *backend, const struct mla_kv_copy *copy)
 {
     struct mla_cuda *cuda = mla_cuda_of(backend);

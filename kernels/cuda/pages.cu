@@ -69,6 +69,21 @@ extern "C" cudaError_t mla_cuda_launch_kv_gather(const struct mla_kv_gather *g, 
     return g->kv.pool.dtype == MLA_BF16 ? gather<bf16>(g, stream) : gather<float>(g, stream);
 }
 
+static __global__ void scatter_kernel(struct mla_scatter s)
+{
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < s.count)
+        s.dst[s.index[i]] = s.value[i];
+}
+
+extern "C" cudaError_t mla_cuda_launch_scatter(const struct mla_scatter *s, cudaStream_t stream)
+{
+    constexpr int THREADS = 256;
+    if (s->count > 0)
+        scatter_kernel<<<(unsigned)((s->count + THREADS - 1) / THREADS), THREADS, 0, stream>>>(*s);
+    return cudaGetLastError();
+}
+
 /* Block ids travel in the launch's own parameters: nothing is left to wait for or to reuse. */
 constexpr int PAIRS_MAX = 256;
 
