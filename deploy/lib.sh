@@ -2,7 +2,10 @@
 # What the scripts of deploy/ and tests/ share. To be sourced.
 
 mla_root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-mla_bin=${MLA_BIN:-$mla_root/build/release/bin}
+# A package has its programs beside deploy, a source tree in a build folder.
+mla_bin=$mla_root/bin
+[[ -d $mla_bin ]] || mla_bin=$mla_root/build/release/bin
+mla_bin=${MLA_BIN:-$mla_bin}
 
 # mla_fail CODE SENTENCE
 mla_fail() {
