@@ -94,6 +94,17 @@ struct mla_cost mla_cost_attend_prefill(const struct mla_attend_prefill *a, doub
     return cost;
 }
 
+double mla_cost_layer_bytes(const struct mla_cost_layer *l)
+{
+    double row = l->latent + l->rope;
+    double q_input = l->q_lora > 0 ? l->q_lora : l->hidden;
+    double weights = (l->q_lora + row) * l->hidden + l->q_lora + l->latent +
+                     l->heads * (l->nope + l->rope) * q_input +
+                     l->heads * (l->nope + l->v) * l->latent + l->hidden * l->heads * l->v;
+    return (weights + 2 * l->own_rows * l->hidden) * (double)l->element +
+           (l->cached + l->rows) * row * (double)l->kv_element;
+}
+
 double mla_cost_floor_us(struct mla_cost cost, const struct mla_ceilings *ceilings)
 {
     double bytes_s = ceilings->bytes_per_s > 0 ? cost.bytes / ceilings->bytes_per_s : 0;

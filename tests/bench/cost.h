@@ -41,6 +41,18 @@ struct mla_cost mla_cost_attend_decode(const struct mla_attend_decode *attend, i
 struct mla_cost mla_cost_attend_prefill(const struct mla_attend_prefill *attend, double pairs,
                                         size_t element);
 
+/* One rank's share of a layer: heads of its own, everything else whole. */
+struct mla_cost_layer {
+    double hidden, q_lora, latent, rope, nope, v, heads; /* q_lora 0: the model has none */
+    double own_rows;                                     /* that it is given and that it finishes */
+    double rows;   /* of all ranks: their latents are written to its cache */
+    double cached; /* rows of the cache that are read, each once for all heads */
+    size_t element, kv_element;
+};
+/* What it must move when intermediate results cost nothing: weights, cached rows, new rows, x and
+ * the output. */
+double mla_cost_layer_bytes(const struct mla_cost_layer *layer);
+
 /* The larger of the times for the bytes and for the flops, in microseconds. A ceiling that isn't
  * known doesn't count. */
 double mla_cost_floor_us(struct mla_cost cost, const struct mla_ceilings *ceilings);

@@ -244,30 +244,21 @@ enum mla_status mla_bench_put(struct mla_backend *backend, const void *data, siz
 
 /* `count` elements: a tile of them, then copies of what is there: 2, 4, 8, ... tiles. */
 static enum mla_status spread(struct mla_backend *backend, const void *tile, size_t element,
-                              int64_t count, void **out)
+                              int64_t count, char *memory)
 {
     size_t bytes = (size_t)count * element;
     size_t done = bytes < TILE_VALUES * element ? bytes : TILE_VALUES * element;
-    void *memory = NULL;
-    enum mla_status status = backend->ops->alloc(backend, bytes, &memory);
-    if (status == MLA_OK)
-        status = backend->ops->upload(backend, memory, tile, done);
+    enum mla_status status = backend->ops->upload(backend, memory, tile, done);
     while (status == MLA_OK && done < bytes) {
         size_t now = bytes - done < done ? bytes - done : done;
-        status = backend->ops->move(backend, (char *)memory + done, memory, now);
+        status = backend->ops->move(backend, memory + done, memory, now);
         done += now;
     }
-    if (status == MLA_OK)
-        status = backend->ops->synchronize(backend);
-    if (status == MLA_OK)
-        *out = memory;
-    else
-        backend->ops->free(backend, memory);
-    return status;
+    return status == MLA_OK ? backend->ops->synchronize(backend) : status;
 }
 
-enum mla_status mla_bench_noise(struct mla_backend *backend, enum mla_dtype dtype, int64_t count,
-                                void **out)
+enum mla_status mla_bench_fill(struct mla_backend *backend, enum mla_dtype dtype, int64_t count,
+                               void *memory)
 {
     size_t element = mla_dtype_bytes(dtype);
     char *tile = malloc(TILE_VALUES * element);
@@ -279,22 +270,51 @@ enum mla_status mla_bench_noise(struct mla_backend *backend, enum mla_dtype dtyp
         uint16_t narrow = mla_f32_to_bf16(value);
         memcpy(tile + i * element, dtype == MLA_BF16 ? (void *)&narrow : (void *)&value, element);
     }
-    enum mla_status status = spread(backend, tile, element, count, out);
+    enum mla_status status = spread(backend, tile, element, count, memory);
     free(tile);
     return status;
 }
 
-enum mla_status mla_bench_unwritten(struct mla_backend *backend, enum mla_dtype dtype,
-                                    int64_t count, void **out)
+/* Every bit set is a NaN in both dtypes. */
+static enum mla_status fill_nan(struct mla_backend *backend, enum mla_dtype dtype, int64_t count,
+                                void *memory)
 {
     size_t element = mla_dtype_bytes(dtype);
     char *tile = malloc(TILE_VALUES * element);
     if (!tile)
         return MLA_MEMORY;
     memset(tile, 0xff, TILE_VALUES * element);
-    enum mla_status status = spread(backend, tile, element, count, out);
+    enum mla_status status = spread(backend, tile, element, count, memory);
     free(tile);
     return status;
+}
+
+static enum mla_status
+make(struct mla_backend *backend, enum mla_dtype dtype, int64_t count,
+     enum mla_status (*fill)(struct mla_backend *, enum mla_dtype, int64_t, void *), void **out)
+{
+    void *memory = NULL;
+    enum mla_status status =
+        backend->ops->alloc(backend, (size_t)count * mla_dtype_bytes(dtype), &memory);
+    if (status == MLA_OK)
+        status = fill(backend, dtype, count, memory);
+    if (status == MLA_OK)
+        *out = memory;
+    else
+        backend->ops->free(backend, memory);
+    return status;
+}
+
+enum mla_status mla_bench_noise(struct mla_backend *backend, enum mla_dtype dtype, int64_t count,
+                                void **out)
+{
+    return make(backend, dtype, count, mla_bench_fill, out);
+}
+
+enum mla_status mla_bench_unwritten(struct mla_backend *backend, enum mla_dtype dtype,
+                                    int64_t count, void **out)
+{
+    return make(backend, dtype, count, fill_nan, out);
 }
 
 /* Whether all are numbers in [-1, 1], but for rounding. */

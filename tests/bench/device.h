@@ -71,6 +71,9 @@ enum mla_status mla_bench_noise(struct mla_backend *backend, enum mla_dtype dtyp
                                 void **out);
 enum mla_status mla_bench_unwritten(struct mla_backend *backend, enum mla_dtype dtype,
                                     int64_t count, void **out);
+/* Memory that is there, with `count` values in [-1, 1). */
+enum mla_status mla_bench_fill(struct mla_backend *backend, enum mla_dtype dtype, int64_t count,
+                               void *memory);
 
 /* Looks at the beginning and the end of what attention over values in [-1, 1) made: all of it
  * must be numbers of that range. Times of nonsense would be none. MLA_INTERNAL, logged. */

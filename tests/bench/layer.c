@@ -1,116 +1,43 @@
-/* mla-bench layer: one layer in this process, next to the bare products it is made of. */
-#include "proto/clock.h"
+/* mla-bench layer: one layer in this process, next to the bare products it is made of or to what
+ * the device could do at best. */
 #include "proto/parse.h"
 #include "tests/bench/bench.h"
-#include "tests/bench/layer_ops.h"
 #include "tests/bench/layer_report.h"
-#include "tests/bench/layer_setup.h"
 
-#include <getopt.h>
-#include <inttypes.h>
 #include <omp.h>
 #include <stdio.h>
 #include <string.h>
-
-enum {
-    ROUNDS_MIN = 9,
-    ROUNDS_MAX = 10000,
-    AUTO_NS = 2000000000, /* what the rounds of a half may take by default */
-    THREADS_MAX = 1024,
-};
 
 static const char usage[] =
     "usage: mla-bench layer --config FILE [options]\n"
     "\n"
     "Runs one layer's decode and prefill on one rank, without the service, and tells the time of\n"
-    "each operation next to that of the bare product of the same shape through OpenBLAS. Weights\n"
-    "are made by a formula: only the config.json is needed.\n"
+    "each operation next to what it is compared with. Decode is replayed from a graph where the\n"
+    "backend has them; single operations and prefill run eagerly, between fences. Weights are "
+    "made\n"
+    "by a formula: only the config.json is needed.\n"
     "\n"
     "  --config FILE         a model's config.json, or its folder\n"
     "  --layer N             the layer whose name the weights are made from (0)\n"
+    "  --compare bare|floor  with the bare products of the same shapes through OpenBLAS (cpu), or\n"
+    "                        with the floor of bytes and operations (cuda)\n"
+    "  --ranks N             the work of rank 0 of N, without collectives (1)\n"
+    "  --heads N             instead of the config's\n"
     "  --decode-rows B       sequences that decode one token each (16); 0: no decode\n"
     "  --context N           tokens that each of them attends to, its own included (512)\n"
     "  --prefill-tokens N    new tokens of one sequence (512); 0: no prefill\n"
     "  --prefill-context N   cached tokens before them (0)\n"
-    "  --threads N           OpenMP threads (OMP_NUM_THREADS, or all cores)\n"
-    "  --backend cpu         where to compute (cpu)\n"
-    "  --kv-dtype f32|bf16   KV cache (f32)\n"
-    "  --repeat N            rounds of each half (as many as fit in 2 s, 9 or more)\n"
-    "  --json FILE           writes the numbers there as well\n";
+    "  --kv-dtype f32|bf16   KV cache (cpu: f32, cuda: bf16)\n" MLA_BENCH_HELP
+    "With bare products --repeat is the rounds of each half (as many as fit in 2 s, 9 or more).\n";
 
-/* Runs the layer over `backend`. */
-static enum mla_status run_on(struct mla_layer_setup *setup, struct mla_backend *backend,
-                              const struct mla_microbatch *microbatch)
+static enum mla_status run(struct mla_timer *timer, const void *context)
 {
-    void *out;
-    setup->layer.backend = backend;
-    enum mla_status status = mla_layer_run(&setup->layer, 0, microbatch, setup->x, &out);
-    setup->layer.backend = setup->backend;
-    return status == MLA_OK ? setup->backend->ops->synchronize(setup->backend) : status;
-}
-
-static enum mla_status measure(struct mla_layer_setup *setup, struct mla_bare *bare,
-                               const struct mla_microbatch *microbatch, uint32_t repeat,
-                               struct mla_layer_times *times)
-{
-    const struct mla_layer_weights *weights = &setup->shard.weights[0];
-    struct mla_timed layer, products;
-    mla_timed_init(&layer, setup->backend, weights);
-    mla_timed_init(&products, &bare->base, weights);
-    uint64_t started_ns = mla_now_ns();
-    /* The first round warms up and isn't counted. */
-    for (uint32_t round = 0;; round++) {
-        memset(layer.times, 0, sizeof layer.times);
-        memset(products.times, 0, sizeof products.times);
-        uint64_t begin_ns = mla_now_ns();
-        enum mla_status status = run_on(setup, setup->backend, microbatch);
-        uint64_t whole_ns = mla_now_ns() - begin_ns;
-        if (status == MLA_OK)
-            status = run_on(setup, &layer.base, microbatch);
-        if (status == MLA_OK)
-            status = run_on(setup, &products.base, microbatch);
-        if (status == MLA_OK && round > 0)
-            status = mla_layer_times_add(times, whole_ns, layer.times, products.times);
-        if (status != MLA_OK) {
-            fprintf(stderr, "mla-bench: a run failed: %s\n", mla_status_sentence(status));
-            return status;
-        }
-        bool enough = round >= ROUNDS_MIN && mla_now_ns() - started_ns > AUTO_NS;
-        if (repeat ? round == repeat : enough || round == ROUNDS_MAX)
-            return MLA_OK;
-    }
-}
-
-/* The scores of one decode sequence, or of a tile of prefill queries. */
-static size_t scores_max(const struct mla_layer_setup *setup,
-                         const struct mla_layer_options *options)
-{
-    size_t decode = (size_t)setup->config.heads * options->context;
-    size_t keys = (size_t)setup->layer.chunk_rows;
-    if (keys < options->prefill_tokens)
-        keys = options->prefill_tokens;
-    size_t prefill = keys * MLA_BARE_TILE_ROWS;
-    return decode > prefill ? decode : prefill;
-}
-
-static enum mla_status run(const struct mla_layer_options *options)
-{
+    const struct mla_layer_options *options = context;
     struct mla_layer_setup setup;
-    struct mla_bare bare = {0};
-    struct mla_layer_times decode = {0}, prefill = {0};
-    enum mla_status status = mla_layer_setup_init(&setup, options);
+    enum mla_status status = mla_layer_setup_init(&setup, timer->backend, options);
     if (status == MLA_OK)
-        status =
-            mla_bare_init(&bare, (int)options->threads, setup.keys, scores_max(&setup, options));
-    if (status == MLA_OK && options->decode_rows)
-        status = measure(&setup, &bare, setup.decode.microbatches, options->repeat, &decode);
-    if (status == MLA_OK && options->prefill_tokens)
-        status = measure(&setup, &bare, setup.prefill.microbatches, options->repeat, &prefill);
-    if (status == MLA_OK)
-        status = mla_layer_report(options, &setup.config, &decode, &prefill);
-    mla_layer_times_fini(&decode);
-    mla_layer_times_fini(&prefill);
-    mla_bare_fini(&bare);
+        status = options->bare ? mla_layer_beside_bare(&setup, options)
+                               : mla_layer_beside_floor(&setup, timer, options);
     mla_layer_setup_fini(&setup);
     return status;
 }
@@ -122,11 +49,10 @@ enum option_id {
     OPTION_CONTEXT,
     OPTION_PREFILL_TOKENS,
     OPTION_PREFILL_CONTEXT,
-    OPTION_THREADS,
-    OPTION_BACKEND,
     OPTION_KV_DTYPE,
-    OPTION_REPEAT,
-    OPTION_JSON,
+    OPTION_COMPARE,
+    OPTION_RANKS,
+    OPTION_HEADS,
     OPTION_HELP,
 };
 
@@ -137,95 +63,96 @@ static const struct option known[] = {
     {"context", required_argument, NULL, OPTION_CONTEXT},
     {"prefill-tokens", required_argument, NULL, OPTION_PREFILL_TOKENS},
     {"prefill-context", required_argument, NULL, OPTION_PREFILL_CONTEXT},
-    {"threads", required_argument, NULL, OPTION_THREADS},
-    {"backend", required_argument, NULL, OPTION_BACKEND},
     {"kv-dtype", required_argument, NULL, OPTION_KV_DTYPE},
-    {"repeat", required_argument, NULL, OPTION_REPEAT},
-    {"json", required_argument, NULL, OPTION_JSON},
+    {"compare", required_argument, NULL, OPTION_COMPARE},
+    {"ranks", required_argument, NULL, OPTION_RANKS},
+    {"heads", required_argument, NULL, OPTION_HEADS},
+    MLA_BENCH_OPTIONS,
     {"help", no_argument, NULL, OPTION_HELP},
     {0},
 };
 
-static bool set_number(uint64_t least, uint64_t most, uint32_t *out)
+static bool set_number(const char *text, uint64_t least, uint64_t most, uint32_t *out)
 {
     uint64_t value;
-    if (!mla_parse_number(optarg, least, most, &value))
+    if (!mla_parse_number(text, least, most, &value))
         return false;
     *out = (uint32_t)value;
     return true;
 }
 
-static bool set(struct mla_layer_options *out, int id)
+static bool set(void *context, int id, const char *text)
 {
+    struct mla_layer_options *out = context;
     switch (id) {
     case OPTION_CONFIG:
-        out->config = optarg;
-        return *optarg != '\0';
+        out->config = text;
+        return *text != '\0';
     case OPTION_LAYER:
-        return set_number(0, UINT16_MAX, &out->layer);
+        return set_number(text, 0, UINT16_MAX, &out->layer);
     case OPTION_DECODE_ROWS:
-        return set_number(0, MLA_STEP_SEQUENCES_MAX, &out->decode_rows);
+        return set_number(text, 0, MLA_STEP_SEQUENCES_MAX, &out->decode_rows);
     case OPTION_CONTEXT:
-        return set_number(1, MLA_CONTEXT_MAX, &out->context);
+        return set_number(text, 1, MLA_CONTEXT_MAX, &out->context);
     case OPTION_PREFILL_TOKENS:
-        return set_number(0, MLA_STEP_TOKENS_MAX, &out->prefill_tokens);
+        return set_number(text, 0, MLA_STEP_TOKENS_MAX, &out->prefill_tokens);
     case OPTION_PREFILL_CONTEXT:
-        return set_number(0, MLA_CONTEXT_MAX, &out->prefill_context);
-    case OPTION_THREADS:
-        return set_number(1, THREADS_MAX, &out->threads);
-    case OPTION_BACKEND:
-        return strcmp(optarg, "cpu") == 0;
+        return set_number(text, 0, MLA_CONTEXT_MAX, &out->prefill_context);
     case OPTION_KV_DTYPE:
-        out->kv_dtype = strcmp(optarg, "bf16") == 0 ? MLA_BF16 : MLA_F32;
-        return strcmp(optarg, mla_dtype_name(out->kv_dtype)) == 0;
-    case OPTION_REPEAT:
-        return set_number(1, ROUNDS_MAX, &out->repeat);
+        out->kv_given = true;
+        out->kv_dtype = strcmp(text, "bf16") == 0 ? MLA_BF16 : MLA_F32;
+        return strcmp(text, mla_dtype_name(out->kv_dtype)) == 0;
+    case OPTION_COMPARE:
+        out->compare_given = true;
+        out->bare = strcmp(text, "bare") == 0;
+        return out->bare || strcmp(text, "floor") == 0;
+    case OPTION_RANKS:
+        return set_number(text, 1, MLA_RANKS_MAX, &out->ranks);
+    case OPTION_HEADS:
+        return set_number(text, 1, MLA_HEADS_MAX, &out->heads);
     default:
-        out->json = optarg;
-        return true;
+        return mla_bench_option_set(&out->device, id, text);
     }
 }
 
-/* MLA_AGAIN: --help was asked for, and answered. */
-static enum mla_status read_options(int argc, char **argv, struct mla_layer_options *out)
+/* What follows from the backend, and what doesn't go together. */
+static enum mla_status complete(struct mla_layer_options *o)
 {
-    struct mla_layer_options options = {.decode_rows = 16,
-                                        .context = 512,
-                                        .prefill_tokens = 512,
-                                        .threads = (uint32_t)omp_get_max_threads(),
-                                        .kv_dtype = MLA_F32};
-    int id = 0;
-    int at = 0;
-    while ((id = getopt_long(argc, argv, "", known, &at)) != -1) {
-        if (id == '?')
-            return MLA_OPTION; /* getopt said which */
-        if (id == OPTION_HELP) {
-            fputs(usage, stdout);
-            return MLA_AGAIN;
-        }
-        if (!set(&options, id)) {
-            fprintf(stderr, "mla-bench: --%s: '%s' is not a value it takes\n", known[at].name,
-                    optarg);
-            return MLA_OPTION;
-        }
-    }
-    if (optind != argc || !options.config || (!options.decode_rows && !options.prefill_tokens)) {
-        fputs("mla-bench: --config must be given, one of decode and prefill wanted, and nothing "
-              "but options (mla-bench layer --help)\n",
-              stderr);
-        return MLA_OPTION;
-    }
-    *out = options;
-    return MLA_OK;
+    const char *wrong = NULL;
+    if (!o->device.threads)
+        o->device.threads = (uint32_t)omp_get_max_threads();
+    if (!o->kv_given)
+        o->kv_dtype = o->device.cuda ? MLA_BF16 : MLA_F32;
+    if (!o->compare_given)
+        o->bare = !o->device.cuda && o->ranks == 1;
+    if (!o->config)
+        wrong = "--config is missing";
+    else if (!o->decode_rows && !o->prefill_tokens)
+        wrong = "neither decode nor prefill is wanted";
+    else if (o->bare && (o->device.cuda || o->ranks > 1))
+        wrong = "bare products are those of one rank on the CPU";
+    else if (o->device.cuda && o->kv_dtype != MLA_BF16)
+        wrong = "the KV cache of a GPU is bf16";
+    if (!wrong)
+        return MLA_OK;
+    fprintf(stderr, "mla-bench: %s (mla-bench layer --help)\n", wrong);
+    return MLA_OPTION;
 }
 
 int mla_bench_layer(int argc, char **argv)
 {
-    struct mla_layer_options options;
-    enum mla_status status = read_options(argc, argv, &options);
+    struct mla_layer_options options = {.device = mla_bench_defaults(),
+                                        .ranks = 1,
+                                        .decode_rows = 16,
+                                        .context = 512,
+                                        .prefill_tokens = 512};
+    options.device.repeat = 0;
+    enum mla_status status = mla_parse_options(argc, argv, known, usage, set, &options);
     if (status == MLA_AGAIN)
         return 0;
     if (status == MLA_OK)
-        status = run(&options);
+        status = complete(&options);
+    if (status == MLA_OK)
+        status = mla_bench_on_device(&options.device, run, &options);
     return mla_status_exit_code(status);
 }

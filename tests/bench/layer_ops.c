@@ -1,6 +1,7 @@
 #include "tests/bench/layer_ops.h"
 
-#include "proto/clock.h"
+#include <assert.h>
+#include <string.h>
 
 static const char *const names[MLA_ROLE_COUNT] = {
     [MLA_ROLE_DOWN] = "gemm W_a",      [MLA_ROLE_Q] = "gemm W_q_b",
@@ -31,69 +32,94 @@ static enum mla_role role_of_gemm(const struct mla_timed *timed, const struct ml
     return gemm->b == w->kv_b ? MLA_ROLE_EXPAND : MLA_ROLE_UV;
 }
 
-static double flops_of_gemm(const struct mla_gemm *gemm)
+void mla_timed_fini(struct mla_timed *timed)
 {
-    return 2.0 * (double)gemm->m * (double)gemm->n * (double)gemm->k * (double)gemm->batch;
+    for (uint32_t i = 0; i < timed->fence_count; i++)
+        timed->clock->ops->fence_destroy(timed->clock, timed->fences[i]);
+    *timed = (struct mla_timed){0};
 }
 
-/* Keys seen, summed over the queries of one sequence and head: the last sees all of them, and
- * with a causal mask each one before it one less. */
-static double pairs(int64_t rows, int64_t keys, bool causal)
+/* Records the fence behind the last call, made when it is needed first. */
+static enum mla_status record(struct mla_timed *timed)
 {
-    return (double)rows * (double)keys - (causal ? (double)rows * (double)(rows - 1) / 2 : 0);
+    struct mla_backend *clock = timed->clock;
+    if (timed->calls == timed->fence_count) {
+        enum mla_status status = clock->ops->fence_create(clock, &timed->fences[timed->calls]);
+        if (status != MLA_OK)
+            return status;
+        timed->fence_count++;
+    }
+    return clock->ops->fence_record(clock, MLA_QUEUE_COMPUTE, timed->fences[timed->calls]);
 }
 
-static double flops_of_decode(const struct mla_attend_decode *attend)
+enum mla_status mla_timed_begin(struct mla_timed *timed)
 {
-    const struct mla_kv_view *kv = &attend->kv;
-    double sum = 0;
-    for (int64_t s = 0; s < kv->sequences; s++)
-        sum += pairs(kv->row_first[s + 1] - kv->row_first[s], kv->kv_length[s], true);
-    return 2 * sum * (double)attend->heads * (double)(2 * kv->pool.latent + kv->pool.rope);
+    timed->calls = 0;
+    memset(timed->times, 0, sizeof timed->times);
+    return record(timed);
 }
 
-static double flops_of_prefill(const struct mla_attend_prefill *attend)
+enum mla_status mla_timed_end(struct mla_timed *timed)
 {
-    double sum = 0;
-    for (int64_t s = 0; s < attend->sequences; s++)
-        sum += pairs(attend->row_first[s + 1] - attend->row_first[s],
-                     attend->key_first[s + 1] - attend->key_first[s], attend->causal);
-    return 2 * sum * (double)attend->heads * (double)(attend->nope + attend->rope + attend->v_dim);
-}
-
-static enum mla_status add(struct mla_timed *timed, enum mla_role role, double flops,
-                           uint64_t begin_ns, enum mla_status status)
-{
-    if (status == MLA_OK)
-        status = timed->inner->ops->synchronize(timed->inner);
-    struct mla_role_time *time = &timed->times[role];
-    time->ns += mla_now_ns() - begin_ns;
-    time->calls++;
-    time->flops += flops;
+    struct mla_backend *clock = timed->clock;
+    enum mla_status status = clock->ops->synchronize(clock);
+    for (uint32_t i = 0; status == MLA_OK && i < timed->calls; i++) {
+        uint64_t ns = 0;
+        status = clock->ops->fence_span(clock, timed->fences[i], timed->fences[i + 1], &ns);
+        timed->times[timed->roles[i]].ns += ns;
+    }
     return status;
 }
 
+static enum mla_status add(struct mla_timed *timed, enum mla_role role, struct mla_cost cost,
+                           enum mla_status status)
+{
+    if (status != MLA_OK)
+        return status;
+    struct mla_role_time *time = &timed->times[role];
+    assert(timed->calls < MLA_TIMED_CALLS_MAX);
+    timed->roles[timed->calls++] = role;
+    time->calls++;
+    time->cost = mla_cost_sum(time->cost, cost);
+    return record(timed);
+}
+
+static struct mla_cost cost_of_decode(const struct mla_timed *timed,
+                                      const struct mla_attend_decode *attend, size_t element)
+{
+    double keys = (double)timed->decode.rows * (double)timed->decode.context;
+    return mla_cost_attend_decode(attend, timed->decode.rows, keys, keys, element);
+}
+
+static struct mla_cost cost_of_prefill(const struct mla_attend_prefill *attend, size_t element)
+{
+    assert(attend->sequences == 1);
+    return mla_cost_attend_prefill(
+        attend, mla_cost_pairs(attend->rows, attend->keys, attend->causal), element);
+}
+
 /* Every operation has its own type, and nothing else differs. */
-#define TIMED(operation, role, flops)                                                              \
+#define TIMED(operation, role, cost)                                                               \
     static enum mla_status timed_##operation(struct mla_backend *backend,                          \
                                              const struct mla_##operation *arguments)              \
     {                                                                                              \
         struct mla_timed *timed = (struct mla_timed *)(void *)backend;                             \
         struct mla_backend *inner = timed->inner;                                                  \
-        uint64_t begin_ns = mla_now_ns();                                                          \
+        size_t element = mla_dtype_bytes(inner->activation);                                       \
         enum mla_status status = inner->ops->operation(inner, arguments);                          \
-        return add(timed, (role), (flops), begin_ns, status);                                      \
+        (void)element;                                                                             \
+        return add(timed, (role), (cost), status);                                                 \
     }
 
-TIMED(gemm, role_of_gemm(timed, arguments), flops_of_gemm(arguments))
-TIMED(attend_decode, MLA_ROLE_ATTEND, flops_of_decode(arguments))
-TIMED(attend_prefill, MLA_ROLE_ATTEND, flops_of_prefill(arguments))
-TIMED(latents, MLA_ROLE_LATENTS, 0)
-TIMED(rope, MLA_ROLE_ROPE, 0)
-TIMED(copy, MLA_ROLE_COPY, 0)
-TIMED(kv_write, MLA_ROLE_KV_WRITE, 0)
-TIMED(kv_gather, MLA_ROLE_KV_GATHER, 0)
-TIMED(merge, MLA_ROLE_MERGE, 0)
+TIMED(gemm, role_of_gemm(timed, arguments), mla_cost_gemm(arguments, element))
+TIMED(attend_decode, MLA_ROLE_ATTEND, cost_of_decode(timed, arguments, element))
+TIMED(attend_prefill, MLA_ROLE_ATTEND, cost_of_prefill(arguments, element))
+TIMED(latents, MLA_ROLE_LATENTS, mla_cost_latents(arguments, element))
+TIMED(rope, MLA_ROLE_ROPE, mla_cost_rope(arguments, element))
+TIMED(copy, MLA_ROLE_COPY, mla_cost_copy(arguments))
+TIMED(kv_write, MLA_ROLE_KV_WRITE, mla_cost_kv_write(arguments, element))
+TIMED(kv_gather, MLA_ROLE_KV_GATHER, mla_cost_kv_gather(arguments, element))
+TIMED(merge, MLA_ROLE_MERGE, mla_cost_merge(arguments, element))
 
 static const struct mla_backend_ops timed_ops = {
     .name = "timed",
@@ -108,9 +134,10 @@ static const struct mla_backend_ops timed_ops = {
     .merge = timed_merge,
 };
 
-void mla_timed_init(struct mla_timed *timed, struct mla_backend *inner,
-                    const struct mla_layer_weights *weights)
+void mla_timed_init(struct mla_timed *timed, struct mla_backend *inner, struct mla_backend *clock,
+                    const struct mla_layer_weights *weights, struct mla_timed_decode decode)
 {
-    *timed = (struct mla_timed){.base = *inner, .inner = inner, .weights = weights};
+    *timed = (struct mla_timed){
+        .base = *inner, .inner = inner, .clock = clock, .weights = weights, .decode = decode};
     timed->base.ops = &timed_ops;
 }

@@ -3,6 +3,7 @@
 #ifndef MLA_TESTS_BENCH_LAYER_OPS_H
 #define MLA_TESTS_BENCH_LAYER_OPS_H
 
+#include "tests/bench/cost.h"
 #include "worker/shard.h"
 
 enum mla_role {
@@ -33,19 +34,38 @@ static inline bool mla_role_is_gemm(enum mla_role role)
 struct mla_role_time {
     uint64_t ns;
     uint32_t calls;
-    double flops; /* multiplications and additions of gemms and of attention, nothing masked */
+    struct mla_cost cost;
 };
 
-/* Forwards the operations that mla_layer_run calls, and no others, to `inner`. */
+/* Lengths, which operations find in the device's memory: of decode's sequences, which are equally
+ * long. Prefill has one sequence. */
+struct mla_timed_decode {
+    int64_t rows, context;
+};
+
+enum { MLA_TIMED_CALLS_MAX = 8192 }; /* of one run: four a chunk of context */
+
+/* Forwards the operations that mla_layer_run calls, and no others, to `inner`, with a fence behind
+ * each. */
 struct mla_timed {
     struct mla_backend base;
     struct mla_backend *inner;
-    const struct mla_layer_weights *weights;    /* by which the gemms are told apart */
-    struct mla_role_time times[MLA_ROLE_COUNT]; /* summed up until the caller clears them */
+    struct mla_backend *clock;               /* whose fences are used */
+    const struct mla_layer_weights *weights; /* by which the gemms are told apart */
+    struct mla_timed_decode decode;
+    uint32_t calls, fence_count;
+    enum mla_role roles[MLA_TIMED_CALLS_MAX];
+    struct mla_fence *fences[MLA_TIMED_CALLS_MAX + 1]; /* before the first call, behind each */
+    struct mla_role_time times[MLA_ROLE_COUNT];        /* of the last run */
 };
 
-void mla_timed_init(struct mla_timed *timed, struct mla_backend *inner,
-                    const struct mla_layer_weights *weights);
+/* clock: `inner`, or another where that has no fences and all has finished on return. */
+void mla_timed_init(struct mla_timed *timed, struct mla_backend *inner, struct mla_backend *clock,
+                    const struct mla_layer_weights *weights, struct mla_timed_decode decode);
+void mla_timed_fini(struct mla_timed *timed);
+/* Around a run: begin forgets the one before, end waits and fills `times`. */
+enum mla_status mla_timed_begin(struct mla_timed *timed);
+enum mla_status mla_timed_end(struct mla_timed *timed);
 
 /* Plain sgemms through OpenBLAS, f32 in host memory. An ordinary gemm is one sgemm that OpenBLAS
  * shares out to the threads; those of a batch, the sequences of decode, and the heads and tiles of

@@ -1,11 +1,11 @@
 #include "tests/bench/layer_report.h"
 
+#include "tests/bench/results.h"
+
 #include <cblas.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
-#include <string.h>
 
 enum { CPU_NAME_BYTES = 128 };
 
@@ -52,25 +52,12 @@ void mla_layer_times_fini(struct mla_layer_times *times)
     mla_series_fini(&times->ratio);
 }
 
-static void name_cpu(char *name)
-{
-    FILE *file = fopen("/proc/cpuinfo", "re");
-    char line[256];
-    snprintf(name, CPU_NAME_BYTES, "unknown CPU");
-    while (file && fgets(line, sizeof line, file)) {
-        if (sscanf(line, "model name : %127[^\n]", name) == 1)
-            break;
-    }
-    if (file)
-        (void)fclose(file);
-}
-
 static void print_head(const struct mla_layer_options *options, const struct mla_config *c)
 {
     char cpu[CPU_NAME_BYTES];
-    name_cpu(cpu);
-    printf("CPU: %s; threads: %" PRIu32 "; OpenBLAS: %s; backend: cpu\n", cpu, options->threads,
-           openblas_get_corename());
+    mla_bench_device_name(&options->device, cpu, sizeof cpu);
+    printf("CPU: %s; threads: %" PRIu32 "; OpenBLAS: %s; backend: cpu\n", cpu,
+           options->device.threads, openblas_get_corename());
     printf("%s: hidden %" PRIu32 ", %" PRIu32 " heads, q_lora %" PRIu32 ", latent %" PRIu32
            ", nope %" PRIu32 ", rope %" PRIu32 ", v %" PRIu32 "; KV %s; one rank\n",
            options->config, c->hidden, c->heads, c->q_lora, c->latent, c->nope, c->rope, c->v,
@@ -108,10 +95,10 @@ static void print_roles(struct mla_layer_times *times)
         if (one->calls == 0)
             continue;
         printf("%-16s %5" PRIu32 " %10.1f", mla_role_name(role), one->calls, layer);
-        print_rate(one->flops, layer);
-        if (one->flops > 0) {
+        print_rate(one->cost.flops, layer);
+        if (one->cost.flops > 0) {
             printf(" %10.1f", bare);
-            print_rate(one->flops, bare);
+            print_rate(one->cost.flops, bare);
             printf(" %7.2f", layer / bare);
         }
         putchar('\n');
@@ -153,9 +140,9 @@ static json_t *half_json(struct mla_layer_times *times)
         const struct mla_role_time *one = &times->one[role];
         if (one->calls == 0)
             continue;
-        json_t *json = json_pack("{s:i, s:f, s:o}", "calls", (int)one->calls, "flops", one->flops,
-                                 "layer_us", series_json(&times->layer[role]));
-        if (one->flops > 0)
+        json_t *json = json_pack("{s:i, s:f, s:o}", "calls", (int)one->calls, "flops",
+                                 one->cost.flops, "layer_us", series_json(&times->layer[role]));
+        if (one->cost.flops > 0)
             json_object_set_new(json, "bare_us", series_json(&times->bare[role]));
         if (json_object_set_new(roles, mla_role_name(role), json) != 0) {
             json_decref(roles);
@@ -173,10 +160,10 @@ static json_t *report_json(const struct mla_layer_options *options, struct mla_l
                            struct mla_layer_times *prefill)
 {
     char cpu[CPU_NAME_BYTES];
-    name_cpu(cpu);
+    mla_bench_device_name(&options->device, cpu, sizeof cpu);
     return json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:i, s:i, s:i, s:i, s:o, s:o}", "config",
                      options->config, "cpu", cpu, "openblas", openblas_get_corename(), "backend",
-                     "cpu", "threads", (int)options->threads, "kv_dtype",
+                     "cpu", "threads", (int)options->device.threads, "kv_dtype",
                      mla_dtype_name(options->kv_dtype), "decode_rows", (int)options->decode_rows,
                      "context", (int)options->context, "prefill_tokens",
                      (int)options->prefill_tokens, "prefill_context", (int)options->prefill_context,
@@ -199,7 +186,7 @@ enum mla_status mla_layer_report(const struct mla_layer_options *options,
         printf("Bare prefill attention is causal in tiles of %d queries: what lies above the "
                "diagonal's\ntiles is left out, the tiles on it are whole.\n",
                MLA_BARE_TILE_ROWS);
-    if (!options->json)
+    if (!options->device.json)
         return MLA_OK;
 
     json_t *json = report_json(options, decode, prefill);
@@ -207,11 +194,5 @@ enum mla_status mla_layer_report(const struct mla_layer_options *options,
         fputs("mla-bench: out of memory\n", stderr);
         return MLA_MEMORY;
     }
-    errno = 0;
-    int written = json_dump_file(json, options->json, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
-    json_decref(json);
-    if (written == 0)
-        return MLA_OK;
-    fprintf(stderr, "mla-bench: %s: %s\n", options->json, strerror(errno));
-    return MLA_SYSTEM;
+    return mla_bench_write(options->device.json, json);
 }

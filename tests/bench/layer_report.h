@@ -21,6 +21,13 @@ enum mla_status mla_layer_times_add(struct mla_layer_times *times, uint64_t whol
                                     const struct mla_role_time *bare);
 void mla_layer_times_fini(struct mla_layer_times *times);
 
+/* Measures both halves beside the bare products, and reports. */
+enum mla_status mla_layer_beside_bare(struct mla_layer_setup *setup,
+                                      const struct mla_layer_options *options);
+/* Measures both halves beside the floor, and reports (layer_floor.c). */
+enum mla_status mla_layer_beside_floor(struct mla_layer_setup *setup, struct mla_timer *timer,
+                                       const struct mla_layer_options *options);
+
 /* The result on stdout and, where options->json names a file, there. A half without rounds is
  * left out. Sorts the samples. MLA_SYSTEM, MLA_MEMORY, both logged. */
 enum mla_status mla_layer_report(const struct mla_layer_options *options,

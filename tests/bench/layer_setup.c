@@ -71,11 +71,11 @@ static enum mla_status make_weight(struct mla_layer_setup *setup, const enum mla
     return status;
 }
 
-static enum mla_status make_shard(struct mla_layer_setup *setup, uint32_t layer)
+static enum mla_status make_shard(struct mla_layer_setup *setup, uint32_t layer, uint32_t ranks)
 {
     struct mla_layer_weights *w = &setup->shard.weights[0];
     setup->shard = (struct mla_shard){.config = setup->config,
-                                      .ranks = 1,
+                                      .ranks = ranks,
                                       .heads = setup->config.heads,
                                       .layer_count = 1,
                                       .layers = {layer},
@@ -132,13 +132,18 @@ static enum mla_status apply_tables(struct mla_layer_setup *setup,
     return status;
 }
 
+static uint32_t padded(const struct mla_layer_setup *setup, uint32_t rows)
+{
+    return (rows + setup->shard.ranks - 1) / setup->shard.ranks * setup->shard.ranks;
+}
+
 /* A step of one microbatch. */
 static enum mla_status build_step(struct mla_layer_setup *setup, enum mla_microbatch_kind kind,
                                   const struct mla_plan_entry *entries, uint32_t count,
                                   uint32_t rows, struct mla_step *step)
 {
     struct mla_plan_microbatch microbatch = {
-        .kind = (uint32_t)kind, .rows = rows, .padded = rows, .entry_count = count};
+        .kind = (uint32_t)kind, .rows = rows, .padded = padded(setup, rows), .entry_count = count};
     struct mla_plan_message plan = {.step = 1,
                                     .microbatch_count = 1,
                                     .microbatches = &microbatch,
@@ -180,9 +185,10 @@ static enum mla_status make_cache(struct mla_layer_setup *setup,
                          options->decode_rows + 1, context_max);
     if (status != MLA_OK)
         return status;
-    const uint64_t shape[] = {(uint64_t)blocks * MLA_BLOCK_TOKENS,
-                              setup->config.latent + setup->config.rope};
-    status = fill(backend, "cache", 2, shape, options->kv_dtype, setup->cache.pools[0], 0);
+    status = mla_bench_fill(backend, options->kv_dtype,
+                            (int64_t)blocks * MLA_BLOCK_TOKENS *
+                                (setup->config.latent + setup->config.rope),
+                            setup->cache.pools[0]);
     if (status == MLA_OK)
         status = mla_shard_make_rope_table(&setup->shard, backend, context_max);
     if (status == MLA_OK)
@@ -225,35 +231,93 @@ static enum mla_status gather_keys(struct mla_layer_setup *setup, uint32_t conte
     return status;
 }
 
-enum mla_status mla_layer_setup_init(struct mla_layer_setup *setup,
-                                     const struct mla_layer_options *options)
+static enum mla_status alone_gather(struct mla_collective *collective, void *data, size_t count)
+{
+    (void)collective;
+    (void)data;
+    (void)count;
+    return MLA_OK;
+}
+
+/* This rank's part is the first. */
+static enum mla_status alone_reduce(struct mla_collective *collective, void *data, size_t count,
+                                    void **part)
+{
+    (void)collective;
+    (void)count;
+    *part = data;
+    return MLA_OK;
+}
+
+static enum mla_status alone_alloc(struct mla_collective *collective, size_t bytes, void **out)
+{
+    struct mla_backend *backend = ((struct mla_alone *)(void *)collective)->backend;
+    return backend->ops->alloc(backend, bytes, out);
+}
+
+static void alone_free(struct mla_collective *collective, void *memory)
+{
+    struct mla_backend *backend = ((struct mla_alone *)(void *)collective)->backend;
+    backend->ops->free(backend, memory);
+}
+
+static const struct mla_collective_ops alone_ops = {.name = "none",
+                                                    .all_gather = alone_gather,
+                                                    .reduce_scatter = alone_reduce,
+                                                    .alloc = alone_alloc,
+                                                    .free = alone_free};
+
+static enum mla_status read_config(struct mla_layer_setup *setup,
+                                   const struct mla_layer_options *options)
 {
     char why[MLA_SENTENCE_BYTES_MAX];
-    uint32_t rows = larger(options->decode_rows, options->prefill_tokens);
-    *setup = (struct mla_layer_setup){0};
     enum mla_status status = mla_config_read(options->config, &setup->config, why);
-    if (status != MLA_OK) {
+    if (status == MLA_OK && options->heads)
+        setup->config.heads = options->heads;
+    if (status == MLA_OK)
+        status = mla_shard_check(&setup->config, options->ranks, why);
+    if (status == MLA_OK)
+        setup->config.heads /= options->ranks;
+    else
         fprintf(stderr, "mla-bench: %s\n", why);
+    return status;
+}
+
+/* The layer's own memory, x, and the latents that the other ranks would have sent. */
+static enum mla_status make_layer(struct mla_layer_setup *setup,
+                                  const struct mla_layer_options *options)
+{
+    struct mla_backend *backend = setup->backend;
+    const struct mla_config *c = &setup->config;
+    int64_t decode = padded(setup, options->decode_rows);
+    int64_t rows = padded(setup, larger(options->decode_rows, options->prefill_tokens));
+    setup->collective =
+        (struct mla_alone){{.ops = &alone_ops, .ranks = setup->shard.ranks}, backend};
+    enum mla_status status = mla_layer_init(&setup->layer, backend, &setup->collective.base,
+                                            &setup->shard, &setup->cache, rows, decode, CHUNK_ROWS);
+    if (status == MLA_OK)
+        status =
+            mla_bench_fill(backend, backend->activation,
+                           rows * (mla_q_input(c) + c->latent + c->rope), setup->layer.latents);
+    if (status == MLA_OK)
+        status = mla_bench_noise(backend, backend->activation,
+                                 rows / setup->shard.ranks * c->hidden, &setup->x);
+    return status;
+}
+
+enum mla_status mla_layer_setup_init(struct mla_layer_setup *setup, struct mla_backend *backend,
+                                     const struct mla_layer_options *options)
+{
+    *setup = (struct mla_layer_setup){.backend = backend};
+    enum mla_status status = read_config(setup, options);
+    if (status != MLA_OK)
         return status;
-    }
-    const uint64_t x_shape[] = {rows, setup->config.hidden};
-    status = mla_backend_cpu_create((int)options->threads, &setup->backend);
-    if (status == MLA_OK)
-        status = mla_collective_mpi_create(0, 1, &setup->collective);
-    if (status == MLA_OK)
-        status = make_shard(setup, options->layer);
+    status = make_shard(setup, options->layer, options->ranks);
     if (status == MLA_OK)
         status = make_cache(setup, options);
     if (status == MLA_OK)
-        status = mla_layer_init(&setup->layer, setup->backend, setup->collective, &setup->shard,
-                                &setup->cache, rows, options->decode_rows, CHUNK_ROWS);
-    if (status == MLA_OK)
-        status = setup->backend->ops->alloc(
-            setup->backend, rows * x_shape[1] * mla_dtype_bytes(setup->backend->activation),
-            &setup->x);
-    if (status == MLA_OK)
-        status = fill(setup->backend, "x", 2, x_shape, setup->backend->activation, setup->x, 0);
-    if (status == MLA_OK && options->decode_rows)
+        status = make_layer(setup, options);
+    if (status == MLA_OK && options->bare && options->decode_rows)
         status = gather_keys(setup, options->context);
     if (status != MLA_OK)
         fprintf(stderr, "mla-bench: setting up the layer failed: %s\n",
@@ -264,20 +328,15 @@ enum mla_status mla_layer_setup_init(struct mla_layer_setup *setup,
 void mla_layer_setup_fini(struct mla_layer_setup *setup)
 {
     struct mla_backend *backend = setup->backend;
-    if (backend) {
-        backend->ops->free(backend, setup->x);
-        backend->ops->free(backend, setup->keys);
-        backend->ops->free(backend, setup->arrays);
-        mla_step_fini(&setup->decode, backend);
-        mla_step_fini(&setup->prefill, backend);
-        if (setup->layer.backend)
-            mla_layer_fini(&setup->layer);
-        if (setup->cache.backend)
-            mla_kvcache_fini(&setup->cache);
-        mla_shard_free(&setup->shard, backend);
-        backend->ops->destroy(&backend);
-    }
-    if (setup->collective)
-        setup->collective->ops->destroy(&setup->collective);
+    backend->ops->free(backend, setup->x);
+    backend->ops->free(backend, setup->keys);
+    backend->ops->free(backend, setup->arrays);
+    mla_step_fini(&setup->decode, backend);
+    mla_step_fini(&setup->prefill, backend);
+    if (setup->layer.backend)
+        mla_layer_fini(&setup->layer);
+    if (setup->cache.backend)
+        mla_kvcache_fini(&setup->cache);
+    mla_shard_free(&setup->shard, backend);
     *setup = (struct mla_layer_setup){0};
 }

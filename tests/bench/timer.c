@@ -1,9 +1,5 @@
 #include "tests/bench/timer.h"
 
-/* Copies of MLA_TIMER_COLD_BYTES before eager work: about half a millisecond, in which the host
- * can queue the operations of a whole layer. */
-enum { EAGER_COPIES = 4 };
-
 enum mla_status mla_timer_init(struct mla_timer *timer, struct mla_backend *backend)
 {
     *timer = (struct mla_timer){.backend = backend};
@@ -60,7 +56,7 @@ static enum mla_status sample(struct mla_timer *timer, struct mla_timer_body bod
 {
     struct mla_backend *backend = timer->backend;
     uint64_t ns;
-    enum mla_status status = mla_timer_cool(timer, graph ? 1 : EAGER_COPIES);
+    enum mla_status status = mla_timer_cool(timer, graph ? 1 : MLA_TIMER_EAGER_COOLS);
     if (status == MLA_OK)
         status = backend->ops->fence_record(backend, MLA_QUEUE_COMPUTE, timer->from);
     if (status == MLA_OK)

@@ -81,6 +81,39 @@ Test(cost, of_attention)
            2 * 5000.0 * 16 * (192 + 128), "prefill");
 }
 
+/* DeepSeek-V3's layer, 128 rows of 1024 tokens: 374 MB of weights and 151 MB of cache. */
+Test(cost, of_a_layer)
+{
+    struct mla_cost_layer layer = {.hidden = 7168,
+                                   .q_lora = 1536,
+                                   .latent = 512,
+                                   .rope = 64,
+                                   .nope = 128,
+                                   .v = 128,
+                                   .heads = 128,
+                                   .element = 2,
+                                   .kv_element = 2};
+    double weights = 2112.0 * 7168 + 2048 + 24576.0 * 1536 + 32768.0 * 512 + 7168.0 * 16384;
+    cr_expect_eq(mla_cost_layer_bytes(&layer), 2 * weights);
+    cr_expect_float_eq(mla_cost_layer_bytes(&layer), 374e6, 1e6);
+    layer.rows = 128;
+    layer.own_rows = 16;
+    layer.cached = 128 * 1024;
+    cr_expect_eq(mla_cost_layer_bytes(&layer),
+                 2 * weights + 129.0 * 1024 * 1152 - 896.0 * 1152 + 2 * 2 * 16.0 * 7168);
+    layer = (struct mla_cost_layer){.hidden = 3,
+                                    .latent = 5,
+                                    .rope = 2,
+                                    .nope = 7,
+                                    .v = 11,
+                                    .heads = 13,
+                                    .element = 4,
+                                    .kv_element = 2};
+    cr_expect_eq(mla_cost_layer_bytes(&layer),
+                 4.0 * (7 * 3 + 5 + 13 * 9 * 3 + 13 * 18 * 5 + 3 * 13 * 11),
+                 "without a q_lora_rank");
+}
+
 Test(cost, of_the_floor)
 {
     struct mla_ceilings both = {.bytes_per_s = 3e12, .flops_per_s = 8e14};
