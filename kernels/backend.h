@@ -249,6 +249,10 @@ struct mla_backend_ops {
     enum mla_status (*graph_run)(struct mla_backend *, struct mla_graph *);
     void (*graph_destroy)(struct mla_backend *, struct mla_graph *); /* NULL is allowed */
 
+    /* While on, operations with shapes not seen before are timed in several ways and the fastest is
+     * kept: for start-up, and not inside a capture. Which one that is may differ from process to
+     * process, and with it the last bits of results. NULL where there is nothing to choose. */
+    enum mla_status (*tune)(struct mla_backend *, bool on);
     /* Names what is queued between the two for a profiler (NVTX). */
     void (*range_begin)(struct mla_backend *, const char *name);
     void (*range_end)(struct mla_backend *);
@@ -277,6 +281,7 @@ struct mla_backend {
     const struct mla_backend_ops *ops;
     enum mla_dtype activation;
     bool graphs;  /* captures; decode microbatches are padded to buckets */
+    bool tune;    /* as `tune` said */
     bool unified; /* its memory is the host's: operations also read and write what is not from
                      alloc, and have finished when they return */
 };

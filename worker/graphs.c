@@ -66,6 +66,20 @@ static void show_progress(uint32_t done, uint32_t total, bool terminal)
         fprintf(stderr, "captured %u graphs\n", total);
 }
 
+/* Each bucket once eagerly: what is made on first use may not be made inside a capture, and
+ * products are tuned for all buckets' shapes. */
+static enum mla_status warm_up(struct mla_graphs *graphs)
+{
+    struct mla_backend *device = graphs->layer->cache->backend; /* without a trace around it */
+    void *out = NULL;
+    enum mla_status status = device->ops->tune ? device->ops->tune(device, true) : MLA_OK;
+    for (uint32_t b = graphs->count; status == MLA_OK && b-- > 0;)
+        status = mla_layer_run(graphs->layer, 0, &graphs->places.microbatches[b], graphs->x, &out);
+    if (status == MLA_OK && device->ops->tune)
+        status = device->ops->tune(device, false);
+    return status;
+}
+
 static enum mla_status capture_all(struct mla_graphs *graphs)
 {
     struct mla_backend *backend = backend_of(graphs);
@@ -74,10 +88,9 @@ static enum mla_status capture_all(struct mla_graphs *graphs)
     uint64_t before = 0;
     uint64_t after = 0;
     enum mla_status status = backend->ops->memory_free(backend, &before);
+    if (status == MLA_OK)
+        status = warm_up(graphs);
     for (uint32_t b = graphs->count; status == MLA_OK && b-- > 0;) { /* the largest needs most */
-        void *out = NULL;
-        /* Once eagerly: what is made on first use may not be made inside a capture. */
-        status = mla_layer_run(graphs->layer, 0, &graphs->places.microbatches[b], graphs->x, &out);
         for (uint32_t l = 0; status == MLA_OK && l < shard->layer_count; l++) {
             bool captured = false;
             status = capture(graphs, l, b, &captured);

@@ -338,6 +338,7 @@ static const struct mla_backend_ops cuda_ops = {
     .copy = mla_cuda_copy,
     .kv_write = mla_cuda_kv_write,
     .kv_gather = mla_cuda_kv_gather,
+    .tune = mla_cuda_tune,
     .range_begin = cuda_range_begin,
     .range_end = cuda_range_end,
     .scatter = mla_cuda_scatter,

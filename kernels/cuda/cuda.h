@@ -41,6 +41,7 @@ enum mla_status mla_cuda_check(struct mla_cuda *cuda, cudaError_t error, const c
 /* cuBLASLt's handle, workspace and the memory of planned products. MLA_MEMORY, MLA_INTERNAL. */
 enum mla_status mla_cuda_gemm_init(struct mla_cuda *cuda);
 void mla_cuda_gemm_fini(struct mla_cuda *cuda);
+enum mla_status mla_cuda_tune(struct mla_backend *, bool on);
 
 enum mla_status mla_cuda_gemm(struct mla_backend *, const struct mla_gemm *);
 enum mla_status mla_cuda_latents(struct mla_backend *, const struct mla_latents *);

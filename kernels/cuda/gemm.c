@@ -27,7 +27,15 @@ struct plan {
 /* Decode has few shapes. Prefill brings a new one with each length, so old ones must go. */
 enum { SETS = 256, WAYS = 4 };
 
+/* What timing an algorithm takes: memory whose filling empties the L2 cache. */
+struct tuner {
+    void *flush;
+    size_t flush_bytes;
+    cudaEvent_t begin, end;
+};
+
 struct mla_cuda_gemms {
+    struct tuner tuner;
     struct plan plans[SETS][WAYS];
     unsigned char next[SETS]; /* the way to be overwritten */
 };
@@ -59,6 +67,32 @@ enum mla_status mla_cuda_gemm_init(struct mla_cuda *cuda)
     }
     return mla_cuda_check(cuda, cudaMalloc(&cuda->workspace, MLA_CUDA_WORKSPACE_BYTES),
                           "the workspace of products");
+}
+
+enum mla_status mla_cuda_tune(struct mla_backend *backend, bool on)
+{
+    struct mla_cuda *cuda = mla_cuda_of(backend);
+    struct tuner *tuner = &cuda->gemms->tuner;
+    int l2_bytes = 0;
+    if (on == backend->tune)
+        return MLA_OK;
+    backend->tune = on;
+    if (!on) {
+        cudaFree(tuner->flush);
+        cudaEventDestroy(tuner->begin);
+        cudaEventDestroy(tuner->end);
+        *tuner = (struct tuner){0};
+        return MLA_OK;
+    }
+    cudaError_t error = cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, cuda->device);
+    tuner->flush_bytes = 2 * (size_t)l2_bytes;
+    if (error == cudaSuccess)
+        error = cudaEventCreate(&tuner->begin);
+    if (error == cudaSuccess)
+        error = cudaEventCreate(&tuner->end);
+    if (error == cudaSuccess)
+        error = cudaMalloc(&tuner->flush, tuner->flush_bytes);
+    return mla_cuda_check(cuda, error, "memory for tuning");
 }
 
 void mla_cuda_gemm_fini(struct mla_cuda *cuda)
@@ -140,9 +174,9 @@ static cublasStatus_t describe(struct plan *plan)
     return lay_out(&plan->c, key->n, key->m, key->ldc, key->batch, key->c_stride);
 }
 
-/* What cuBLASLt takes for the fastest, from the key alone. A tuner would time more of its
- * proposals here. */
-static cublasStatus_t choose(cublasLtHandle_t blas, struct plan *plan)
+/* What cuBLASLt proposes, what it takes for the fastest first, from the key alone. */
+static cublasStatus_t propose(cublasLtHandle_t blas, struct plan *plan, int most,
+                              cublasLtMatmulHeuristicResult_t *proposals, int *found)
 {
     const struct {
         cublasLtMatmulPreferenceAttributes_t attribute;
@@ -155,8 +189,6 @@ static cublasStatus_t choose(cublasLtHandle_t blas, struct plan *plan)
     };
     size_t workspace = MLA_CUDA_WORKSPACE_BYTES;
     cublasLtMatmulPreferenceOpaque_t preference;
-    cublasLtMatmulHeuristicResult_t result;
-    int found = 0;
     TRY(cublasLtMatmulPreferenceInit(&preference));
     TRY(cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                              &workspace, sizeof workspace));
@@ -164,11 +196,76 @@ static cublasStatus_t choose(cublasLtHandle_t blas, struct plan *plan)
         TRY(cublasLtMatmulPreferenceSetAttribute(&preference, alignments[i].attribute,
                                                  &alignments[i].bytes, sizeof(uint32_t)));
     TRY(cublasLtMatmulAlgoGetHeuristic(blas, &plan->product, &plan->b, &plan->a, &plan->c, &plan->c,
-                                       &preference, 1, &result, &found));
-    if (found == 0)
-        return CUBLAS_STATUS_NOT_SUPPORTED;
-    plan->algorithm = result.algo;
-    return result.state;
+                                       &preference, most, proposals, found));
+    return *found > 0 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+}
+
+static cublasStatus_t run(const struct mla_cuda *cuda, struct plan *plan,
+                          const struct mla_gemm *gemm)
+{
+    const float one = 1;
+    const float zero = 0;
+    return cublasLtMatmul(cuda->blas, &plan->product, &one, gemm->b, &plan->b, gemm->a, &plan->a,
+                          &zero, gemm->c, &plan->c, gemm->c, &plan->c, &plan->algorithm,
+                          cuda->workspace, MLA_CUDA_WORKSPACE_BYTES, mla_cuda_compute(cuda));
+}
+
+/* The shortest of a few runs from memory, in ms; a huge number where the algorithm fails. */
+static float time_of(const struct mla_cuda *cuda, const struct tuner *tuner, struct plan *plan,
+                     const struct mla_gemm *gemm)
+{
+    enum { RUNS = 4 }; /* the first one warms up */
+    cudaStream_t stream = mla_cuda_compute(cuda);
+    float best = 1e30f;
+    for (int i = 0; i < RUNS; i++) {
+        float ms = 0;
+        cudaMemsetAsync(tuner->flush, i, tuner->flush_bytes, stream);
+        cudaEventRecord(tuner->begin, stream);
+        if (run(cuda, plan, gemm) != CUBLAS_STATUS_SUCCESS)
+            return 1e30f;
+        cudaEventRecord(tuner->end, stream);
+        if (cudaEventSynchronize(tuner->end) != cudaSuccess ||
+            cudaEventElapsedTime(&ms, tuner->begin, tuner->end) != cudaSuccess)
+            return 1e30f;
+        if (i > 0 && ms < best)
+            best = ms;
+    }
+    return best;
+}
+
+/* cuBLASLt's first proposal; while the backend tunes, the fastest of several. The product itself
+ * is run for that: it has the same result each time. */
+static cublasStatus_t choose(const struct mla_cuda *cuda, struct plan *plan,
+                             const struct mla_gemm *gemm)
+{
+    enum { PROPOSALS_MAX = 12 };
+    cublasLtMatmulHeuristicResult_t proposals[PROPOSALS_MAX];
+    const struct tuner *tuner = &cuda->gemms->tuner;
+    bool tune = cuda->base.tune && tuner->flush && !cuda->capturing;
+    int found = 0;
+    TRY(propose(cuda->blas, plan, tune ? PROPOSALS_MAX : 1, proposals, &found));
+    int fastest = 0;
+    float best = 1e30f;
+    for (int i = 0; tune && i < found; i++) {
+        plan->algorithm = proposals[i].algo;
+        float ms = time_of(cuda, tuner, plan, gemm);
+        if (ms < best) {
+            best = ms;
+            fastest = i;
+        }
+    }
+    plan->algorithm = proposals[fastest].algo;
+    return proposals[fastest].state;
+}
+
+/* The plan is every layer's; the bias is one layer's. */
+static enum mla_status set_bias(struct mla_cuda *cuda, struct plan *plan,
+                                const struct mla_gemm *gemm)
+{
+    return check(cuda,
+                 cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                &gemm->bias, sizeof gemm->bias),
+                 "bias of a product", gemm);
 }
 
 static enum mla_status find_plan(struct mla_cuda *cuda, const struct mla_gemm *gemm,
@@ -180,13 +277,15 @@ static enum mla_status find_plan(struct mla_cuda *cuda, const struct mla_gemm *g
     for (int way = 0; way < WAYS; way++)
         if (memcmp(&plans[way].key, &key, sizeof key) == 0) {
             *out = &plans[way];
-            return MLA_OK;
+            return gemm->bias ? set_bias(cuda, &plans[way], gemm) : MLA_OK;
         }
     struct plan *plan = &plans[cuda->gemms->next[set]];
     *plan = (struct plan){.key = key};
     enum mla_status status = check(cuda, describe(plan), "description of a product", gemm);
+    if (status == MLA_OK && gemm->bias)
+        status = set_bias(cuda, plan, gemm);
     if (status == MLA_OK)
-        status = check(cuda, choose(cuda->blas, plan), "algorithm for a product", gemm);
+        status = check(cuda, choose(cuda, plan, gemm), "algorithm for a product", gemm);
     if (status != MLA_OK) {
         plan->key = (struct key){0};
         return status;
@@ -199,25 +298,10 @@ static enum mla_status find_plan(struct mla_cuda *cuda, const struct mla_gemm *g
 enum mla_status mla_cuda_gemm(struct mla_backend *backend, const struct mla_gemm *gemm)
 {
     struct mla_cuda *cuda = mla_cuda_of(backend);
-    const float one = 1;
-    const float zero = 0;
     struct plan *plan = NULL;
     assert(gemm->m >= 0 && gemm->n > 0 && gemm->k > 0 && gemm->batch >= 0);
     if (gemm->m == 0 || gemm->batch == 0)
         return MLA_OK;
     enum mla_status status = find_plan(cuda, gemm, &plan);
-    if (status == MLA_OK && gemm->bias)
-        status =
-            check(cuda,
-                  cublasLtMatmulDescSetAttribute(&plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                                 &gemm->bias, sizeof gemm->bias),
-                  "bias of a product", gemm);
-    if (status != MLA_OK)
-        return status;
-    return check(cuda,
-                 cublasLtMatmul(cuda->blas, &plan->product, &one, gemm->b, &plan->b, gemm->a,
-                                &plan->a, &zero, gemm->c, &plan->c, gemm->c, &plan->c,
-                                &plan->algorithm, cuda->workspace, MLA_CUDA_WORKSPACE_BYTES,
-                                mla_cuda_compute(cuda)),
-                 "product", gemm);
+    return status == MLA_OK ? check(cuda, run(cuda, plan, gemm), "product", gemm) : status;
 }
