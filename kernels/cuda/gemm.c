@@ -188,10 +188,13 @@ static cublasStatus_t propose(cublasLtHandle_t blas, struct plan *plan, int most
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, plan->key.c_alignment},
     };
     size_t workspace = MLA_CUDA_WORKSPACE_BYTES;
+    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* split sums stay f32 */
     cublasLtMatmulPreferenceOpaque_t preference;
     TRY(cublasLtMatmulPreferenceInit(&preference));
     TRY(cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                              &workspace, sizeof workspace));
+    TRY(cublasLtMatmulPreferenceSetAttribute(
+        &preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions));
     for (size_t i = 0; i < sizeof alignments / sizeof *alignments; i++)
         TRY(cublasLtMatmulPreferenceSetAttribute(&preference, alignments[i].attribute,
                                                  &alignments[i].bytes, sizeof(uint32_t)));

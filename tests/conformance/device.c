@@ -2,6 +2,7 @@
 
 #include <criterion/criterion.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 static enum mla_status create_cpu(struct mla_backend **out)
@@ -14,12 +15,18 @@ static enum mla_status create_cpu_threads(struct mla_backend **out)
     return mla_backend_cpu_create(3, out);
 }
 
+static enum mla_status create_cuda(struct mla_backend **out)
+{
+    return mla_backend_cuda_create(0, out);
+}
+
 static const struct {
     const char *name;
     enum mla_status (*create)(struct mla_backend **);
 } backends[] = {
     {"cpu, 1 thread", create_cpu},
     {"cpu, 3 threads", create_cpu_threads},
+    {"cuda", create_cuda},
 };
 
 static uint64_t random_state;
@@ -43,10 +50,23 @@ int64_t mla_random_int(int64_t low, int64_t high)
     return low + (int64_t)(random_bits() % (uint64_t)(high - low + 1));
 }
 
+/* A run that was told to expect a GPU must not pass without. */
+static bool is_there(enum mla_status (*create)(struct mla_backend **))
+{
+    if (create != create_cuda || mla_backend_cuda_count() > 0)
+        return true;
+    cr_assert_null(getenv("MLA_EXPECT_GPU"), "a GPU is expected, and there is none");
+    if (MLA_HAVE_CUDA)
+        fputs("SKIPPED: no GPU\n", stderr); /* a warning of Criterion's would be a failure */
+    return false;
+}
+
 void mla_each_device(void (*body)(struct mla_device *))
 {
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++) {
         struct mla_device device = {0};
+        if (!is_there(backends[i].create))
+            continue;
         cr_log_info("backend: %s", backends[i].name);
         cr_assert_eq(backends[i].create(&device.backend), MLA_OK);
         random_state = 1;
@@ -71,6 +91,11 @@ static void *allocate(struct mla_device *device, size_t bytes)
     cr_assert_eq((uintptr_t)memory % 256, 0);
     device->memory[device->allocations++] = memory;
     return memory;
+}
+
+void *mla_device_make(struct mla_device *device, size_t bytes)
+{
+    return allocate(device, bytes);
 }
 
 void *mla_device_put(struct mla_device *device, const void *data, size_t bytes)
@@ -161,10 +186,16 @@ static int kind(double value)
 void mla_expect(struct mla_device *device, struct mla_tensor *got, const double *want, int64_t k,
                 const char *what)
 {
+    mla_expect_rounded(device, got, want, k, 1, what);
+}
+
+void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const double *want,
+                        int64_t k, int roundings, const char *what)
+{
     double sum = 0, tolerance = 1e-6 * sqrt((double)k);
     int64_t numbers = 0;
     if (got->dtype == MLA_BF16)
-        tolerance += 0x1p-8;
+        tolerance += 0x1p-8 * sqrt((double)roundings);
     mla_tensor_download(device, got);
     for (int64_t i = 0; i < got->count; i++) {
         cr_assert_eq(kind((double)got->host[i]), kind(want[i]), "%s[%ld]: %g instead of %g", what,

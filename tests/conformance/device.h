@@ -13,13 +13,16 @@ struct mla_device {
     int allocations;
 };
 
-/* Runs `body` on each backend, with random numbers from the same seed. */
+/* Runs `body` on each backend, with random numbers from the same seed. Where a build with CUDA
+ * finds no GPU it says so, and fails if the environment has MLA_EXPECT_GPU. */
 void mla_each_device(void (*body)(struct mla_device *));
 
 /* In [0, 1); in [low, high]. */
 double mla_random(void);
 int64_t mla_random_int(int64_t low, int64_t high);
 
+/* Memory of the device, contents undefined, freed with it. */
+void *mla_device_make(struct mla_device *device, size_t bytes);
 /* A copy of `bytes` bytes on the device, freed with it. */
 void *mla_device_put(struct mla_device *device, const void *data, size_t bytes);
 
@@ -49,6 +52,12 @@ double *mla_wanted(const struct mla_tensor *tensor);
  * magnitude. */
 void mla_expect(struct mla_device *device, struct mla_tensor *got, const double *want, int64_t k,
                 const char *what);
+
+/* The same for results behind several roundings to dtype, one after the other or of terms of one
+ * sum. One is at most 2^-9 of its value; they are independent, so together they grow as the square
+ * root of their number. */
+void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const double *want,
+                        int64_t k, int roundings, const char *what);
 
 void mla_device_synchronize(struct mla_device *device);
 

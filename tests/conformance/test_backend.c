@@ -8,6 +8,7 @@
 struct shape {
     int64_t m, n, k, batch;
     bool transposed, bias, same_a, same_b;
+    bool packed; /* no gaps; else nothing is aligned */
 };
 
 static void check_gemm(struct mla_device *device, const struct shape *shape)
@@ -15,7 +16,8 @@ static void check_gemm(struct mla_device *device, const struct shape *shape)
     const enum mla_dtype dtype = device->backend->activation;
     const int64_t m = shape->m, n = shape->n, k = shape->k, batch = shape->batch;
     const int64_t b_rows = shape->transposed ? n : k, b_columns = shape->transposed ? k : n;
-    const int64_t lda = k + 3, ldb = b_columns + 5, ldc = n + 2;
+    const int64_t gap = shape->packed ? 0 : 1;
+    const int64_t lda = k + 3 * gap, ldb = b_columns + 5 * gap, ldc = n + 2 * gap;
     struct mla_tensor a = mla_tensor_make(device, dtype, batch * m * lda);
     struct mla_tensor b = mla_tensor_make(device, dtype, batch * b_rows * ldb);
     struct mla_tensor c = mla_tensor_make(device, dtype, batch * m * ldc);
@@ -68,12 +70,35 @@ static void check_gemm(struct mla_device *device, const struct shape *shape)
 static void gemm_shapes(struct mla_device *device)
 {
     static const struct shape shapes[] = {
-        {1, 1, 1, 1, true, false, false, false},      {1, 100, 1070, 1, true, true, false, false},
-        {7, 33, 65, 1, true, false, false, false},    {16, 576, 700, 1, true, false, false, false},
-        {130, 49, 515, 1, true, true, false, false},  {5, 40, 30, 3, true, false, true, false},
-        {1, 300, 260, 1, false, false, false, false}, {70, 70, 140, 1, false, true, false, false},
-        {16, 64, 32, 4, false, false, false, false},  {600, 20, 17, 1, false, false, false, false},
-        {3, 17, 129, 2, false, false, false, true},
+        {1, 1, 1, 1, true, false, false, false, false},
+        {1, 100, 1070, 1, true, true, false, false, false},
+        {7, 33, 65, 1, true, false, false, false, false},
+        {16, 576, 700, 1, true, false, false, false, false},
+        {130, 49, 515, 1, true, true, false, false, false},
+        {5, 40, 30, 3, true, false, true, false, false},
+        {1, 300, 260, 1, false, false, false, false, false},
+        {70, 70, 140, 1, false, true, false, false, false},
+        {16, 64, 32, 4, false, false, false, false, false},
+        {600, 20, 17, 1, false, false, false, false, false},
+        {3, 17, 129, 2, false, false, false, true, false},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_gemm(device, &shapes[i]);
+}
+
+/* The products of a layer: V3 and V2-Lite, and those of V3 on one rank of eight. The batched ones
+ * are W_UK and W_UV of each head. */
+static void gemm_model_shapes(struct mla_device *device)
+{
+    static const struct shape shapes[] = {
+        {3, 2112, 7168, 1, true, false, false, false, true},
+        {1, 576, 2048, 1, true, true, false, false, true},
+        {16, 3072, 1536, 1, true, false, false, false, true},
+        {130, 4096, 512, 1, true, false, false, false, true},
+        {2, 7168, 2048, 1, true, false, false, false, true},
+        {5, 512, 128, 128, false, false, false, false, true},
+        {5, 128, 512, 16, true, false, false, false, true},
+        {64, 112, 256, 1, true, false, false, false, true},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         check_gemm(device, &shapes[i]);
@@ -91,6 +116,7 @@ static void gemm_random(struct mla_device *device)
             mla_random_int(0, 1) == 1,
             false,
             false,
+            mla_random_int(0, 1) == 1,
         };
         check_gemm(device, &shape);
     }
@@ -107,6 +133,7 @@ static void gemm_of_no_rows(struct mla_device *device)
 Test(backend, gemm)
 {
     mla_each_device(gemm_shapes);
+    mla_each_device(gemm_model_shapes);
     mla_each_device(gemm_random);
     mla_each_device(gemm_of_no_rows);
 }

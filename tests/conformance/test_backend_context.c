@@ -220,19 +220,24 @@ static struct mla_tensor absorbed(struct setup *setup)
                 .dst_stride = DIM,
                 .dst_dtype = dtype,
             });
-    MLA_RUN(device, attend_decode,
-            &(struct mla_attend_decode){
-                .kv = setup->kv,
-                .rows_max = ROWS,
-                .heads = HEADS,
-                .q = q.memory,
-                .q_row_stride = HEADS * DIM,
-                .q_head_stride = DIM,
-                .out = latent.memory,
-                .out_row_stride = HEADS * LATENT,
-                .out_head_stride = LATENT,
-                .scale = setup->scale,
-            });
+    const size_t schedule_bytes =
+        device->backend->ops->decode_schedule_bytes(device->backend, ROWS, HEADS);
+    void *schedule = mla_device_make(device, schedule_bytes);
+    const struct mla_attend_decode attend = {
+        .kv = setup->kv,
+        .rows_max = ROWS,
+        .heads = HEADS,
+        .q = q.memory,
+        .q_row_stride = HEADS * DIM,
+        .q_head_stride = DIM,
+        .out = latent.memory,
+        .out_row_stride = HEADS * LATENT,
+        .out_head_stride = LATENT,
+        .scale = setup->scale,
+        .schedule = schedule,
+    };
+    MLA_RUN(device, schedule_decode, &attend, schedule);
+    MLA_RUN(device, attend_decode, &attend);
     MLA_RUN(device, gemm,
             &(struct mla_gemm){
                 .m = ROWS,
@@ -266,7 +271,9 @@ static void both_forms(struct mla_device *device)
         cr_assert(isfinite(a.host[i]));
         want[i] = (double)a.host[i];
     }
-    mla_expect(device, &b, want, DIM, "prefill against decode");
+    /* Absorbed: the query's latent, weights, the output's latent, the output. Expanded: keys,
+     * values, weights, the output, and again after each of four merges. */
+    mla_expect_rounded(device, &b, want, DIM, 4 + 8, "prefill against decode");
     free(want);
     mla_tensor_free(&a);
     mla_tensor_free(&b);
