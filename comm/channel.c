@@ -427,10 +427,11 @@ static int wake_fd(void *socket)
 
 /* zmq_poll does the same with twice as many system calls. A socket's descriptor tells that
  * something happened to it since it was last looked at, so each is looked at before the wait. */
-enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t count, int timeout_ms)
+enum mla_status mla_channel_wait_fd(struct mla_channel *const *channels, size_t count, int fd,
+                                    int timeout_ms)
 {
     assert(count <= CHANNELS_MAX);
-    struct pollfd fds[2 * CHANNELS_MAX];
+    struct pollfd fds[2 * CHANNELS_MAX + 1];
     nfds_t used = 0;
     for (size_t i = 0; i < count; i++) {
         void *const sockets[] = {channels[i]->socket, channels[i]->monitor};
@@ -440,7 +441,13 @@ enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t cou
             fds[used++] = (struct pollfd){.fd = wake_fd(sockets[k]), .events = POLLIN};
         }
     }
+    fds[used++] = (struct pollfd){.fd = fd, .events = POLLIN}; /* poll ignores -1 */
     if (poll(fds, used, timeout_ms) < 0 && errno != EINTR)
         return MLA_CLOSED;
     return MLA_OK;
+}
+
+enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t count, int timeout_ms)
+{
+    return mla_channel_wait_fd(channels, count, -1, timeout_ms);
 }

@@ -70,5 +70,8 @@ enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd);
 /* Waits until a channel has something to receive (or a connection ended) or timeout_ms passed
  * (-1: for ever). MLA_OK also on timeout and signals. At most 8 channels. */
 enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t count, int timeout_ms);
+/* The same, and also until `fd` is readable (-1: none). */
+enum mla_status mla_channel_wait_fd(struct mla_channel *const *channels, size_t count, int fd,
+                                    int timeout_ms);
 
 #endif

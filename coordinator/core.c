@@ -19,6 +19,7 @@ void mla_core_options_default(struct mla_core_options *options)
         .runs_queued_max = 64,
         .credits = 8,
         .payload_bytes_max = 2ull << 30,
+        .region_bytes_max = 4ull << 30,
         .heartbeat_ms = 500,
         .heartbeat_timeout_ms = 10000,
     };
@@ -40,6 +41,7 @@ enum mla_status mla_core_options_check(const struct mla_core_options *options, c
         {"runs-queued-max", options->runs_queued_max, 1, MLA_RUNS_QUEUED_MAX},
         {"credits", options->credits, 1, MLA_CREDITS_MAX},
         {"payload-memory", options->payload_bytes_max, 1u << 20, 1ull << 44},
+        {"region-memory", options->region_bytes_max, 0, MLA_REGION_BYTES_MAX},
         {"heartbeat-ms", options->heartbeat_ms, 1, 60000},
         {"heartbeat-timeout-ms", options->heartbeat_timeout_ms, options->heartbeat_ms, 3600000},
     };
@@ -61,6 +63,7 @@ static size_t plan_frame_bytes(void)
         .table_count = MLA_STEP_SEQUENCES_MAX,
         .copy_count = MLA_STEP_SEQUENCES_MAX,
         .block_count = MLA_PLAN_BLOCKS_MAX,
+        .run_count = MLA_STEP_SEQUENCES_MAX + MLA_STEP_MICROBATCHES_MAX,
     };
     return mla_plan_message_bytes(&largest);
 }
@@ -185,6 +188,10 @@ void mla_core_destroy(struct mla_core **core_at)
         mla_ledger_destroy(&core->groups[g].ledger);
         free(core->groups[g].works);
     }
+    for (uint32_t i = 0; i < core->session_bound; i++)
+        if (core->sessions[i].region.grant.region != 0)
+            core->effects.region_remove(core->effects.context,
+                                        core->sessions[i].region.grant.region);
     for (uint32_t i = 0; core->runs && i < RUNS_MAX; i++) {
         mla_blob_drop(core->runs[i].used ? core->runs[i].input : NULL);
         mla_blob_drop(core->runs[i].used ? core->runs[i].output : NULL);
@@ -258,6 +265,7 @@ bool mla_core_check(const struct mla_core *core)
     uint64_t runs = 0;
     uint64_t steps = 0;
     uint64_t sequences = 0;
+    uint64_t region_bytes = 0;
     for (uint32_t g = 0; g < core->options.groups; g++)
         if (core->groups[g].state == GROUP_READY && !mla_ledger_check(core->groups[g].ledger))
             return false;
@@ -268,10 +276,11 @@ bool mla_core_check(const struct mla_core *core)
     for (uint32_t i = 0; i < core->session_bound; i++) {
         if (!core->sessions[i].used)
             continue;
+        region_bytes += core->sessions[i].region.grant.bytes;
         for (uint32_t at = core->sessions[i].sequence_first; at != NONE;
              at = core->sequences[at].next)
             sequences++;
     }
     return runs == core->stats.runs_in_flight && steps == core->stats.steps_open &&
-           sequences == core->stats.sequences;
+           sequences == core->stats.sequences && region_bytes == core->region_bytes;
 }

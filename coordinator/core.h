@@ -21,6 +21,7 @@ struct mla_core_options {
     uint32_t runs_queued_max; /* RUN requests of one client in flight */
     uint32_t credits;         /* microbatches in flight to one group */
     uint64_t payload_bytes_max;
+    uint64_t region_bytes_max;     /* shared memory of all clients together; 0: none */
     uint32_t heartbeat_ms;         /* workers send one so often */
     uint32_t heartbeat_timeout_ms; /* without one a group is lost */
 };
@@ -39,6 +40,11 @@ struct mla_core_effects {
                                    size_t head_bytes, struct mla_blob *payload, size_t offset,
                                    size_t bytes);
     uint64_t (*now_ns)(void *context); /* monotonic */
+    /* A region of shared memory that whoever has the grant can map. */
+    enum mla_status (*region_add)(void *context, uint64_t number, uint64_t bytes,
+                                  struct mla_grant *out);
+    /* Nobody can map it any more; who has, keeps it. */
+    void (*region_remove)(void *context, uint64_t number);
 };
 
 struct mla_core;

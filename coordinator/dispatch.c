@@ -5,7 +5,7 @@
 static void run_release(struct mla_core *core, uint32_t index)
 {
     struct run *run = &core->runs[index];
-    core->input_bytes -= run->input->bytes;
+    core->input_bytes -= run->input ? run->input->bytes : 0;
     mla_blob_drop(run->input);
     mla_blob_drop(run->output);
     run->used = false;
@@ -41,7 +41,7 @@ static bool layer_is_served(const struct mla_core *core, uint32_t layer)
     return false;
 }
 
-static enum mla_status check_run(const struct mla_core *core, uint32_t step_index,
+static enum mla_status check_run(const struct mla_core *core, uint32_t session, uint32_t step_index,
                                  const struct mla_blob *payload, struct failure *failure)
 {
     const struct mla_run *request = &core->request.u.run;
@@ -63,6 +63,8 @@ static enum mla_status check_run(const struct mla_core *core, uint32_t step_inde
     if (request->hidden != core->model.dims.hidden)
         return fail_with(failure, MLA_COUNT, MLA_INDEX_NONE, "hidden %u, the model has %u",
                          request->hidden, core->model.dims.hidden);
+    if (request->place_count > 0)
+        return region_check(core, session, step, request, failure);
     size_t bytes = request->rows * row_bytes(core, (enum mla_dtype)request->dtype);
     if (!payload || payload->bytes != bytes)
         return fail_with(failure, MLA_LENGTH, MLA_INDEX_NONE,
@@ -98,18 +100,20 @@ enum mla_status run_queue(struct mla_core *core, uint32_t session_index, uint64_
     if (step_index == NONE)
         return fail_with(failure, MLA_STEP_UNKNOWN, MLA_INDEX_NONE, "step %llu is not open",
                          (unsigned long long)request->step);
-    enum mla_status status = check_run(core, step_index, *payload, failure);
+    enum mla_status status = check_run(core, session_index, step_index, *payload, failure);
     if (status != MLA_OK)
         return status;
-    assert(*payload); /* check_run saw it */
     struct step *step = &core->steps[step_index];
+    size_t input_bytes = step->rows * row_bytes(core, (enum mla_dtype)request->dtype);
     size_t reply_bytes = step->rows * row_bytes(core, (enum mla_dtype)request->reply_dtype);
-    bool direct = result_is_reply(core, step);
+    bool shared = request->place_count > 0;
+    size_t held_bytes = shared ? 0 : input_bytes;
+    bool direct = !shared && result_is_reply(core, step);
     struct mla_blob *output = NULL;
     uint32_t index = core->run_free;
     if (session->runs >= core->options.runs_queued_max || index == NONE ||
-        core->input_bytes + (*payload)->bytes > core->options.payload_bytes_max / 2 ||
-        (!direct && mla_blob_pool_get(core->pool, reply_bytes, &output) != MLA_OK))
+        core->input_bytes + held_bytes > core->options.payload_bytes_max / 2 ||
+        (!direct && !shared && mla_blob_pool_get(core->pool, reply_bytes, &output) != MLA_OK))
         return fail_with(failure, MLA_BUSY, MLA_INDEX_NONE,
                          "%u RUNs are in flight, payloads hold %zu bytes", session->runs,
                          core->input_bytes + mla_blob_pool_bytes(core->pool));
@@ -119,6 +123,8 @@ enum mla_status run_queue(struct mla_core *core, uint32_t session_index, uint64_
     uint32_t *next_microbatch = run->next_microbatch;
     *run = (struct run){.used = true,
                         .direct = direct,
+                        .shared = shared,
+                        .place = shared ? request->places[0] : (struct mla_run_place){0},
                         .session = session_index,
                         .step = step_index,
                         .layer = request->layer,
@@ -133,7 +139,7 @@ enum mla_status run_queue(struct mla_core *core, uint32_t session_index, uint64_
                         .next_microbatch = next_microbatch};
     memset(next_microbatch, 0, core->options.groups * sizeof *next_microbatch);
     *payload = NULL;
-    core->input_bytes += run->input->bytes;
+    core->input_bytes += held_bytes;
     if (session->run_last == NONE)
         session->run_first = index;
     else
@@ -143,7 +149,7 @@ enum mla_status run_queue(struct mla_core *core, uint32_t session_index, uint64_
     step->runs++;
     core->stats.runs++;
     core->stats.runs_in_flight++;
-    core->stats.bytes_in += run->input->bytes;
+    core->stats.bytes_in += input_bytes;
     return MLA_OK;
 }
 
@@ -226,13 +232,13 @@ static enum mla_status send_work(struct mla_core *core, uint32_t group_index, ui
                            &first, &count);
         struct mla_blob *blob = NULL;
         size_t offset = 0;
-        if (count > 0) {
+        if (count > 0 && !run->shared) {
             enum mla_status status =
                 rank_input(core, run, group_index, microbatch, first, count, &blob, &offset);
             if (status != MLA_OK)
                 return status;
         }
-        size_t payload_bytes = count * row_bytes(core, run->dtype);
+        size_t payload_bytes = run->shared ? 0 : count * row_bytes(core, run->dtype);
         struct mla_worker_message *message = &core->outgoing;
         message->header = (struct mla_header){
             .type = MLA_WORK, .epoch = group->epoch, .payload_bytes = payload_bytes};
@@ -243,7 +249,10 @@ static enum mla_status send_work(struct mla_core *core, uint32_t group_index, ui
                                             .microbatch = microbatch,
                                             .dtype = run->dtype,
                                             .reply_dtype = run->reply_dtype,
-                                            .rows = count};
+                                            .rows = count,
+                                            .region = run->place.region,
+                                            .input_at = run->place.input_at,
+                                            .output_at = run->place.output_at};
         size_t bytes = 0;
         enum mla_status status =
             mla_worker_message_encode(message, core->frame, sizeof core->frame, &bytes);
@@ -358,10 +367,11 @@ bool work_done(struct mla_core *core, uint32_t group_index, uint32_t rank,
     mla_plan_rank_rows(&core->steps[run->step].plans[group_index].microbatches[work->microbatch],
                        group->ranks, rank, &first, &count);
     if (done->rows != count || (count > 0 && done->dtype != run->reply_dtype) ||
-        (payload ? payload->bytes : 0) != count * row_bytes(core, run->reply_dtype))
+        (payload ? payload->bytes : 0) !=
+            (run->shared ? 0 : count * row_bytes(core, run->reply_dtype)))
         return false;
 
-    if (count > 0 && !run->answered)
+    if (count > 0 && !run->answered && !run->shared)
         gather(core, run, group_index, work, first, count, payload);
     if ((uint64_t)done->compute_ns + done->collective_ns > work->compute_ns + work->collective_ns) {
         work->compute_ns = done->compute_ns;

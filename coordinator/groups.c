@@ -74,6 +74,7 @@ static void group_clear(struct mla_core *core, struct group *group)
     mla_ledger_destroy(&group->ledger);
     struct work *works = group->works;
     *group = (struct group){.works = works, .next_work = group->next_work};
+    regions_forget(core, (uint32_t)(group - core->groups));
 }
 
 void group_lose(struct mla_core *core, uint32_t index, const char *why)
@@ -170,6 +171,7 @@ static void adopt(struct mla_core *core, uint32_t index)
     (void)status;
     for (uint32_t rank = 0; rank < group->ranks; rank++)
         group_send(core, index, rank, core->frame, bytes, NULL, 0, 0);
+    regions_tell(core, index);
 }
 
 static void refuse(struct mla_core *core, const struct mla_peer *peer, const struct mla_join *join,
@@ -241,6 +243,9 @@ static void handle(struct mla_core *core, uint32_t index, uint32_t rank, struct 
     case MLA_DONE:
         if (!work_done(core, index, rank, &message->u.done, payload))
             group->doomed = "a worker's result is not what it was asked for";
+        break;
+    case MLA_ATTACHED:
+        region_attached(core, index, rank, &message->u.attached);
         break;
     case MLA_FAILED:
         group->doomed = mla_status_sentence((enum mla_status)message->u.failed.status);

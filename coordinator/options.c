@@ -28,6 +28,8 @@ static const char help[] =
     "  --runs-queued-max N     RUN requests of one client in flight; beyond is BUSY (64)\n"
     "  --credits N             microbatches in flight to one group (8)\n"
     "  --payload-memory BYTES  bound on payloads held; beyond is BUSY (2G)\n"
+    "  --payload auto|inline   inline: no shared memory, also with clients of this host (auto)\n"
+    "  --region-memory BYTES   bound on shared memory of all clients; beyond is BUSY (4G)\n"
     "  --heartbeat-ms N        workers send a heartbeat so often (500)\n"
     "  --heartbeat-timeout-ms N  a group without one for so long is lost (10000)\n"
     "\n"
@@ -41,6 +43,8 @@ enum option_id {
     OPTION_PAD,
     OPTION_KV_MEMORY,
     OPTION_PAYLOAD_MEMORY,
+    OPTION_PAYLOAD,
+    OPTION_REGION_MEMORY,
     OPTION_HELP,
     OPTION_NUMBER, /* the first of those in `numbers` */
 };
@@ -76,6 +80,8 @@ static const struct option options[] = {
     {"pad-decode", no_argument, NULL, OPTION_PAD},
     {"kv-memory", required_argument, NULL, OPTION_KV_MEMORY},
     {"payload-memory", required_argument, NULL, OPTION_PAYLOAD_MEMORY},
+    {"payload", required_argument, NULL, OPTION_PAYLOAD},
+    {"region-memory", required_argument, NULL, OPTION_REGION_MEMORY},
     {"help", no_argument, NULL, OPTION_HELP},
     {"groups", required_argument, NULL, OPTION_NUMBER},
     {"decode-tokens-max", required_argument, NULL, OPTION_NUMBER + 1},
@@ -112,6 +118,11 @@ static bool set(void *context, int id, const char *text)
         return mla_parse_bytes(text, &out->core.kv_memory_bytes) && out->core.kv_memory_bytes > 0;
     case OPTION_PAYLOAD_MEMORY:
         return mla_parse_bytes(text, &out->core.payload_bytes_max);
+    case OPTION_PAYLOAD:
+        out->payload_inline = strcmp(text, "inline") == 0;
+        return out->payload_inline || strcmp(text, "auto") == 0;
+    case OPTION_REGION_MEMORY:
+        return mla_parse_bytes(text, &out->core.region_bytes_max);
     default:
         return set_number(&out->core, id - OPTION_NUMBER, text);
     }
@@ -125,6 +136,8 @@ enum mla_status mla_coordinator_options_parse(int argc, char **argv, struct mla_
     enum mla_status status = mla_parse_options(argc, argv, options, help, set, out);
     if (status != MLA_OK)
         return status;
+    if (out->payload_inline)
+        out->core.region_bytes_max = 0;
     char why[MLA_SENTENCE_BYTES_MAX];
     status = mla_core_options_check(&out->core, why);
     if (status != MLA_OK)

@@ -28,11 +28,6 @@ struct mla_plan_sequence {
     uint32_t table, start, tokens, row;
 };
 
-/* A run of rows that is contiguous both in the microbatch and in the client's payload. */
-struct mla_plan_run {
-    uint32_t microbatch_row, client_row, count;
-};
-
 /* Storage is made once; a plan is rebuilt in place for every step. */
 struct mla_plan {
     uint32_t microbatch_count, entry_count, run_count, decode_rows, prefill_rows;

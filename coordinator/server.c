@@ -1,5 +1,6 @@
 #include "coordinator/server.h"
 
+#include "comm/region.h"
 #include "proto/clock.h"
 
 #include <signal.h>
@@ -13,6 +14,7 @@ struct server {
     struct mla_channel_context *context;
     struct mla_channel *clients, *workers;
     struct mla_core *core;
+    struct mla_region_server *regions; /* NULL: payloads travel inline */
     bool announced;
 };
 
@@ -46,6 +48,19 @@ static uint64_t now_ns(void *context)
     return mla_now_ns();
 }
 
+static enum mla_status region_add(void *context, uint64_t number, uint64_t bytes,
+                                  struct mla_grant *out)
+{
+    const struct server *server = context;
+    return mla_region_server_add(server->regions, number, bytes, out);
+}
+
+static void region_remove(void *context, uint64_t number)
+{
+    const struct server *server = context;
+    mla_region_server_remove(server->regions, number);
+}
+
 /* Messages before ends: what a peer sent before it went still counts. */
 static void turn(struct server *server)
 {
@@ -68,10 +83,13 @@ static void serve(struct server *server, const struct mla_core_options *options)
     uint64_t tick_ns = (uint64_t)options->heartbeat_ms * 1000000u;
     uint64_t next_tick_ns = mla_now_ns() + tick_ns;
     struct mla_channel *const channels[] = {server->workers, server->clients};
+    int regions_fd = server->regions ? mla_region_server_fd(server->regions) : -1;
     while (!stopped) {
-        if (mla_channel_wait(channels, 2, (int)options->heartbeat_ms) != MLA_OK)
+        if (mla_channel_wait_fd(channels, 2, regions_fd, (int)options->heartbeat_ms) != MLA_OK)
             break;
         turn(server);
+        if (server->regions)
+            mla_region_server_turn(server->regions);
         if (mla_now_ns() >= next_tick_ns) {
             mla_core_tick(server->core);
             next_tick_ns = mla_now_ns() + tick_ns;
@@ -98,13 +116,20 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
     struct mla_core_effects effects = {.context = &server,
                                        .send_client = send_client,
                                        .send_worker = send_worker,
-                                       .now_ns = now_ns};
+                                       .now_ns = now_ns,
+                                       .region_add = region_add,
+                                       .region_remove = region_remove};
+    struct mla_core_options core = options->core;
     struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
                                          .frame_bytes_max = options->core.payload_bytes_max / 2,
                                          .linger_ms = LINGER_MS};
     catch_signals();
     umask(0077); /* ipc endpoints are for this user alone */
-    enum mla_status status = mla_core_create(&options->core, &effects, &server.core);
+    /* Without shared memory the service is slower and complete. */
+    if (core.region_bytes_max > 0 &&
+        mla_region_server_create(MLA_CLIENTS_MAX, &server.regions) != MLA_OK)
+        core.region_bytes_max = 0;
+    enum mla_status status = mla_core_create(&core, &effects, &server.core);
     if (status == MLA_OK)
         status = mla_channel_context_create(&server.context);
     if (status == MLA_OK)
@@ -114,7 +139,7 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
     if (status == MLA_OK) {
         printf("bound %s\n", mla_channel_endpoint(server.workers));
         fflush(stdout);
-        serve(&server, &options->core);
+        serve(&server, &core);
         mla_core_shutdown(server.core);
     }
     /* The core lets go of received frames before their sockets end. */
@@ -122,5 +147,6 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
     mla_channel_destroy(&server.clients);
     mla_channel_destroy(&server.workers);
     mla_channel_context_destroy(&server.context);
+    mla_region_server_destroy(&server.regions);
     return status;
 }

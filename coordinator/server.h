@@ -8,6 +8,7 @@ struct mla_server_options {
     struct mla_core_options core;
     const char *endpoint; /* for clients */
     const char *workers;  /* for workers */
+    bool payload_inline;  /* whatever core.region_bytes_max says */
 };
 
 /* Serves until SIGTERM or SIGINT (MLA_OK). Prints "bound WORKERS_ENDPOINT" and, once all groups

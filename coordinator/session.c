@@ -80,6 +80,7 @@ void session_settle(struct mla_core *core, uint32_t index)
             step_end(core, i, MLA_ABORT);
     while (session->sequence_first != NONE)
         sequence_remove(core, session->sequence_first);
+    region_drop(core, index);
     session->used = false;
     core->stats.clients--;
 }
@@ -126,7 +127,8 @@ enum mla_status hello(struct mla_core *core, struct failure *failure)
     struct mla_hello_reply *reply = &core->reply.u.hello_reply;
     *reply = (struct mla_hello_reply){
         .version = MLA_PROTOCOL_VERSION,
-        .payload_modes = MLA_PAYLOAD_INLINE,
+        .payload_modes =
+            MLA_PAYLOAD_INLINE | (options->region_bytes_max > 0 ? MLA_PAYLOAD_SHARED : 0),
         .dims = core->model.dims,
         .groups = mla_core_groups_ready(core),
         .ranks = core->groups[group_choose(core)].ranks,
@@ -166,16 +168,19 @@ static enum mla_status check_frames(const struct mla_core *core,
     return MLA_OK;
 }
 
+/* MLA_AGAIN: the workers have to do something before there is an answer. */
 static enum mla_status handle(struct mla_core *core, uint32_t session, uint64_t received_ns,
                               struct mla_blob **payload, struct failure *failure)
 {
+    enum mla_status status = MLA_OK;
     switch (core->request.header.type) {
     case MLA_HELLO:
         return hello(core, failure);
     case MLA_OPEN:
         return step_open(core, session, failure);
     case MLA_RUN:
-        return run_queue(core, session, received_ns, payload, failure);
+        status = run_queue(core, session, received_ns, payload, failure);
+        return status == MLA_OK ? MLA_AGAIN : status;
     case MLA_CLOSE:
         return step_close(core, session, failure);
     case MLA_FORK:
@@ -187,6 +192,8 @@ static enum mla_status handle(struct mla_core *core, uint32_t session, uint64_t 
     case MLA_STATS:
         mla_core_stats(core, &core->reply.u.stats_reply);
         return MLA_OK;
+    case MLA_SHARE:
+        return region_share(core, session, failure);
     default:
         return fail_with(failure, MLA_TYPE, MLA_INDEX_NONE, "type %u is not a request",
                          core->request.header.type);
@@ -203,6 +210,21 @@ static uint32_t session_of(struct mla_core *core, const struct mla_peer *peer)
     connection->stale++;
     session_end(core, connection->owner);
     return NONE;
+}
+
+/* To a client that may have no session. */
+static void respond(struct mla_core *core, uint32_t session, const struct mla_peer *peer,
+                    uint16_t type, uint64_t request_id, enum mla_status status,
+                    const struct failure *failure)
+{
+    if (status != MLA_OK && session == NONE) {
+        set_failure(core, failure);
+        (void)reply_to(core, peer, type, request_id, NULL, 0, 0);
+    } else if (status != MLA_OK) {
+        session_reply_failure(core, session, type, request_id, failure);
+    } else {
+        session_reply(core, session, type, request_id, NULL, 0, 0);
+    }
 }
 
 void mla_core_client_message(struct mla_core *core, const struct mla_incoming *incoming)
@@ -235,14 +257,8 @@ void mla_core_client_message(struct mla_core *core, const struct mla_incoming *i
         status = fail_with(&failure, MLA_BUSY, MLA_INDEX_NONE, "%u clients are connected",
                            MLA_CLIENTS_MAX);
 
-    if (status != MLA_OK && session == NONE) {
-        set_failure(core, &failure);
-        (void)reply_to(core, &incoming->peer, type, request_id, NULL, 0, 0);
-    } else if (status != MLA_OK) {
-        session_reply_failure(core, session, type, request_id, &failure);
-    } else if (type != MLA_RUN) { /* a RUN is answered when its rows are there */
-        session_reply(core, session, type, request_id, NULL, 0, 0);
-    }
+    if (status != MLA_AGAIN) /* else it is answered when the workers have done it */
+        respond(core, session, &incoming->peer, type, request_id, status, &failure);
     mla_blob_drop(payload);
     settle(core);
 }

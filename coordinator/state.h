@@ -11,6 +11,15 @@
 #define RUNS_MAX 4096u  /* RUN requests in flight, all clients together */
 #define FDS_MAX  65536u /* connections are found by their descriptor */
 
+/* A client's region of shared memory. It may be named in RUNs once the workers have it. */
+struct region {
+    struct mla_grant grant; /* grant.region 0: there is none */
+    bool pending;           /* SHARE is answered when the workers have said whether they have it */
+    bool refused;           /* one of them has not */
+    uint64_t request_id;
+    uint64_t asked[MLA_GROUPS_MAX], mapped[MLA_GROUPS_MAX]; /* bit per rank */
+};
+
 /* A connected client. */
 struct session {
     bool used;
@@ -20,6 +29,7 @@ struct session {
     uint32_t runs, steps;         /* in flight, open */
     uint32_t sequence_first;      /* list of its sequences */
     uint32_t run_first, run_last; /* queue of runs with microbatches left to dispatch */
+    struct region region;
 };
 
 struct sequence {
@@ -51,6 +61,8 @@ struct run {
     bool used;
     bool answered; /* failed or cancelled; only waits for what is still out */
     bool direct;   /* the one result is the reply */
+    bool shared;   /* input and output are at `place` */
+    struct mla_run_place place;
     uint32_t session, step, layer;
     uint64_t request_id;
     enum mla_dtype dtype, reply_dtype;
@@ -111,8 +123,9 @@ struct mla_core {
     struct mla_core_effects effects;
     struct mla_blob_pool *pool;
     uint64_t epoch; /* newest */
-    uint64_t next_step, next_stamp;
-    size_t input_bytes; /* payloads of clients held */
+    uint64_t next_step, next_stamp, next_region;
+    size_t input_bytes;    /* payloads of clients held */
+    uint64_t region_bytes; /* of all regions */
     struct mla_stats stats;
 
     bool model_known;
@@ -202,6 +215,23 @@ void runs_cancel(struct mla_core *core, uint32_t session);
 /* The group's microbatches at work will never come back. */
 void works_lose(struct mla_core *core, uint32_t group);
 
+/* ---- regions.c: payloads in shared memory */
+
+/* MLA_AGAIN: answered when the workers have it. */
+enum mla_status region_share(struct mla_core *core, uint32_t session, struct failure *failure);
+/* Tells the workers to unmap it. No RUN of the session may be in flight. */
+void region_drop(struct mla_core *core, uint32_t session);
+/* The place of a RUN must be this client's, and the step's workers must have the region. */
+enum mla_status region_check(const struct mla_core *core, uint32_t session, const struct step *step,
+                             const struct mla_run *request, struct failure *failure);
+/* A group was adopted: it is to map all there are. */
+void regions_tell(struct mla_core *core, uint32_t group);
+/* A rank says that it has one, or that it can't. */
+void region_attached(struct mla_core *core, uint32_t group, uint32_t rank,
+                     const struct mla_attached *attached);
+/* The group is no more, and what it had mapped is unmapped. */
+void regions_forget(struct mla_core *core, uint32_t group);
+
 /* ---- groups.c: workers */
 
 void group_lose(struct mla_core *core, uint32_t group, const char *why);
@@ -214,6 +244,16 @@ void group_send(struct mla_core *core, uint32_t group, uint32_t rank, const void
  * event. */
 void settle(struct mla_core *core);
 uint32_t blocks_free(const struct mla_core *core); /* over all ready groups */
+
+static inline bool group_is_adopted(const struct group *group)
+{
+    return group->state == GROUP_ADOPTED || group->state == GROUP_READY;
+}
+
+static inline uint64_t all_ranks(const struct group *group)
+{
+    return group->ranks == 64 ? UINT64_MAX : (1ull << group->ranks) - 1;
+}
 
 static inline size_t row_bytes(const struct mla_core *core, enum mla_dtype dtype)
 {

@@ -226,11 +226,14 @@ static void send_plan(struct mla_core *core, const struct step *step, uint32_t i
                                                 .table_count = tables,
                                                 .copy_count = copies,
                                                 .block_count = blocks,
+                                                .run_count = plan->run_count,
+                                                .rows = step->rows,
                                                 .microbatches = plan->microbatches,
                                                 .entries = plan->entries,
                                                 .tables = core->plan_tables,
                                                 .copies = core->plan_copies,
-                                                .blocks = core->plan_blocks};
+                                                .blocks = core->plan_blocks,
+                                                .runs = plan->runs};
     size_t bytes = 0;
     enum mla_status status =
         mla_worker_message_encode(message, core->plan_frame, core->plan_frame_bytes, &bytes);

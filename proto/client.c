@@ -1,6 +1,7 @@
 #include "proto/client.h"
 
 #include "comm/channel.h"
+#include "comm/region.h"
 #include "proto/clock.h"
 
 #include <errno.h>
@@ -8,6 +9,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
 enum {
@@ -19,6 +21,7 @@ enum {
     CONNECT_RETRY_MS = 5,
     HELLO_RETRY_MS = 50,
     TIMEOUT_MS = 30000,
+    MAP_TIMEOUT_MS = 2000,
 };
 
 enum slot_state { SLOT_FREE, SLOT_WAITING, SLOT_ARRIVED };
@@ -28,6 +31,7 @@ struct slot {
     enum slot_state state;
     uint64_t step;
     struct mla_client_run run;
+    bool shared;       /* x and y are in the region */
     struct mla_blob x; /* the caller's memory */
     sem_t x_free;      /* posted when nothing reads it any more */
     bool x_lent;
@@ -38,6 +42,11 @@ struct mla_client {
     struct mla_channel_context *context;
     struct mla_channel *channel; /* NULL: closed */
     int timeout_ms;
+    bool payload_inline;
+    void *memory; /* the caller's payloads; region.data where it is shared */
+    size_t memory_bytes;
+    struct mla_region region; /* number 0: not shared */
+    struct mla_grant grant;
     struct mla_hello_reply info;
     struct mla_stats stats;
     struct mla_client_error error;
@@ -106,18 +115,34 @@ static bool x_take_back(struct mla_client *client, struct slot *slot)
     return true;
 }
 
-/* Sends client->request. `run`: the payload's, or NULL. */
-static enum mla_status submit(struct mla_client *client, uint32_t index, uint16_t type,
-                              const struct mla_client_run *run)
+static size_t payload_bytes(const struct mla_client *client, uint32_t rows, enum mla_dtype dtype)
+{
+    return (size_t)rows * client->info.dims.hidden * mla_dtype_bytes(dtype);
+}
+
+/* Where in the region `bytes` at `data` are. */
+static bool find_place(const struct mla_client *client, const void *data, size_t bytes,
+                       uint64_t *at)
+{
+    uintptr_t base = (uintptr_t)client->region.data;
+    uintptr_t begin = (uintptr_t)data;
+    *at = begin - base;
+    return client->region.number && begin >= base && *at % MLA_REGION_ALIGNMENT == 0 &&
+           bytes <= client->region.bytes && *at <= client->region.bytes - bytes;
+}
+
+/* Sends client->request under this id. `run`: the payload's, or NULL. */
+static enum mla_status send_request(struct mla_client *client, uint32_t index, uint16_t type,
+                                    uint64_t request_id, const struct mla_client_run *run)
 {
     struct slot *slot = &client->slots[index];
-    uint64_t request_id = ++client->requests * SLOTS + index;
+    bool shared = run && client->request.u.run.place_count > 0;
     size_t x_bytes = 0;
     size_t bytes = 0;
     if (!client->channel)
         return fail_closed(client);
-    if (run)
-        x_bytes = (size_t)run->rows * client->info.dims.hidden * mla_dtype_bytes(run->dtype);
+    if (run && !shared)
+        x_bytes = payload_bytes(client, run->rows, run->dtype);
     if (x_bytes > MLA_PAYLOAD_BYTES_MAX)
         return fail(client, MLA_LIMIT, "the payload is longer than a frame may be");
     client->request.header =
@@ -145,23 +170,58 @@ static enum mla_status submit(struct mla_client *client, uint32_t index, uint16_
             return fail_for_good(client, MLA_CLOSED, "the service is gone");
         return fail(client, status, mla_status_sentence(status));
     }
-    if (run)
-        slot->run = *run;
+    slot->shared = shared;
     slot->state = SLOT_WAITING;
     slot->completion = (struct mla_completion){.request = request_id, .type = type};
     return MLA_OK;
 }
 
+static enum mla_status submit(struct mla_client *client, uint32_t index, uint16_t type,
+                              const struct mla_client_run *run)
+{
+    enum mla_status status =
+        send_request(client, index, type, ++client->requests * SLOTS + index, run);
+    if (status == MLA_OK && run)
+        client->slots[index].run = *run;
+    return status;
+}
+
+static void set_run(struct mla_client *client, const struct mla_client_run *run, bool may_share)
+{
+    struct mla_run_place place = {.region = client->region.number};
+    bool shared =
+        may_share &&
+        find_place(client, run->x, payload_bytes(client, run->rows, run->dtype), &place.input_at) &&
+        find_place(client, run->y, payload_bytes(client, run->rows, run->reply_dtype),
+                   &place.output_at);
+    client->request.u.run = (struct mla_run){.step = run->step,
+                                             .layer = run->layer,
+                                             .dtype = run->dtype,
+                                             .reply_dtype = run->reply_dtype,
+                                             .rows = run->rows,
+                                             .hidden = client->info.dims.hidden,
+                                             .place_count = shared,
+                                             .places = {place}};
+}
+
+/* The workers of this step don't have the region: the same request again, with a frame. */
+static bool send_inline(struct mla_client *client, uint32_t index)
+{
+    const struct slot *slot = &client->slots[index];
+    set_run(client, &slot->run, false);
+    return send_request(client, index, MLA_RUN, slot->completion.request, &slot->run) == MLA_OK;
+}
+
 /* ---- Replies */
 
-static bool run_fits(const struct mla_client *client, const struct mla_client_run *run,
+static bool run_fits(const struct mla_client *client, const struct slot *slot,
                      const struct mla_run_reply *reply, const struct mla_blob *payload)
 {
+    const struct mla_client_run *run = &slot->run;
+    size_t bytes = slot->shared ? 0 : payload_bytes(client, run->rows, run->reply_dtype);
     return reply->step == run->step && reply->layer == run->layer &&
            reply->dtype == (uint32_t)run->reply_dtype && reply->rows == run->rows &&
-           reply->hidden == client->info.dims.hidden && payload &&
-           payload->bytes ==
-               (size_t)reply->rows * reply->hidden * mla_dtype_bytes(run->reply_dtype);
+           reply->hidden == client->info.dims.hidden && (payload ? payload->bytes : 0) == bytes;
 }
 
 /* Asked again, the model is still the same. */
@@ -187,9 +247,10 @@ static bool take_result(struct mla_client *client, struct slot *slot,
         slot->completion.u.open = reply->u.open_reply;
         return reply->u.open_reply.step == slot->step;
     case MLA_RUN:
-        if (!run_fits(client, &slot->run, &reply->u.run_reply, payload))
+        if (!run_fits(client, slot, &reply->u.run_reply, payload))
             return false;
-        memcpy(slot->run.y, payload->data, payload->bytes);
+        if (payload)
+            memcpy(slot->run.y, payload->data, payload->bytes);
         slot->completion.u.run = reply->u.run_reply.times;
         return true;
     case MLA_CLOSE:
@@ -197,6 +258,9 @@ static bool take_result(struct mla_client *client, struct slot *slot,
         return reply->u.close_reply.step == slot->step;
     case MLA_STATS:
         client->stats = reply->u.stats_reply;
+        return true;
+    case MLA_SHARE:
+        client->grant = reply->u.share_reply;
         return true;
     default: /* FORK, TRUNCATE, FREE: nothing to keep */
         return true;
@@ -219,6 +283,8 @@ static bool take_reply(struct mla_client *client, const struct mla_incoming *inc
         header->type != (completion->type | MLA_REPLY) || !x_take_back(client, slot))
         return false;
 
+    if (header->status == MLA_NOT_SHARED && completion->type == MLA_RUN && slot->shared)
+        return send_inline(client, index);
     if (header->status != MLA_OK) {
         completion->error.status = (enum mla_status)header->status;
         completion->error.index = header->index;
@@ -321,16 +387,6 @@ static void set_open(struct mla_client *client, uint32_t index, uint64_t step,
     SET_ENTRIES(client, open, entries, entries, count);
 }
 
-static void set_run(struct mla_client *client, const struct mla_client_run *run)
-{
-    client->request.u.run = (struct mla_run){.step = run->step,
-                                             .layer = run->layer,
-                                             .dtype = run->dtype,
-                                             .reply_dtype = run->reply_dtype,
-                                             .rows = run->rows,
-                                             .hidden = client->info.dims.hidden};
-}
-
 static void set_close(struct mla_client *client, uint32_t index, uint64_t step,
                       enum mla_close_action action)
 {
@@ -358,7 +414,7 @@ enum mla_status mla_client_open(struct mla_client *client, uint64_t step,
 enum mla_status mla_client_run(struct mla_client *client, const struct mla_client_run *run,
                                struct mla_run_times *times)
 {
-    set_run(client, run);
+    set_run(client, run, true);
     enum mla_status status = call(client, MLA_RUN, run);
     if (status == MLA_OK && times)
         *times = client->slots[SYNC].completion.u.run;
@@ -463,7 +519,7 @@ enum mla_status mla_client_submit_run(struct mla_client *client, const struct ml
     enum mla_status status = find_slot(client, &index);
     if (status != MLA_OK)
         return status;
-    set_run(client, run);
+    set_run(client, run, true);
     return submit_async(client, index, MLA_RUN, run, request);
 }
 
@@ -529,6 +585,7 @@ enum mla_status mla_client_connect(const char *endpoint, const struct mla_client
     if (!client)
         return MLA_MEMORY;
     client->timeout_ms = options && options->timeout_ms ? options->timeout_ms : TIMEOUT_MS;
+    client->payload_inline = options && options->payload_inline;
     for (int i = 0; i < SLOTS; i++) {
         client->slots[i].x.release = x_release;
         sem_init(&client->slots[i].x_free, 0, 0);
@@ -559,8 +616,55 @@ void mla_client_close_connection(struct mla_client **client_at)
     disconnect(client);
     for (int i = 0; i < SLOTS; i++)
         sem_destroy(&client->slots[i].x_free);
+    if (client->region.number)
+        mla_region_unmap(&client->region);
+    else if (client->memory)
+        munmap(client->memory, client->memory_bytes);
     free(client);
     *client_at = NULL;
+}
+
+/* ---- Memory of payloads */
+
+/* MLA_NOT_SHARED: it can't be had, and the connection is as good as before. */
+static enum mla_status share(struct mla_client *client, size_t bytes)
+{
+    if (client->payload_inline || !(client->info.payload_modes & MLA_PAYLOAD_SHARED))
+        return MLA_NOT_SHARED;
+    client->request.u.share.bytes = bytes;
+    enum mla_status status = call(client, MLA_SHARE, NULL);
+    if (status == MLA_OK &&
+        mla_region_map(&client->grant, MAP_TIMEOUT_MS, &client->region) != MLA_OK) {
+        /* The service is on another host, or another user's. */
+        client->request.u.share.bytes = 0;
+        status = call(client, MLA_SHARE, NULL);
+        if (status == MLA_OK)
+            return MLA_NOT_SHARED;
+    }
+    return status == MLA_OK || !client->channel ? status : MLA_NOT_SHARED;
+}
+
+enum mla_status mla_client_memory(struct mla_client *client, size_t bytes, void **out)
+{
+    if (client->memory)
+        return fail(client, MLA_OPTION, "this connection has its memory");
+    enum mla_status status = client->channel ? share(client, bytes) : MLA_NOT_SHARED;
+    if (status != MLA_OK && status != MLA_NOT_SHARED)
+        return status;
+    void *memory = client->region.data;
+    if (status == MLA_NOT_SHARED)
+        memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return fail(client, MLA_MEMORY, mla_status_sentence(MLA_MEMORY));
+    client->memory = memory;
+    client->memory_bytes = bytes;
+    *out = memory;
+    return MLA_OK;
+}
+
+bool mla_client_is_shared(const struct mla_client *client)
+{
+    return client->region.number != 0;
 }
 
 const struct mla_hello_reply *mla_client_info(const struct mla_client *client)

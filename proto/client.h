@@ -8,10 +8,13 @@
 
 #include "proto/message.h"
 
+#include <stdbool.h>
+
 struct mla_client;
 
 struct mla_client_options {
-    int timeout_ms; /* of connecting and of each synchronous call; 0: 30000 */
+    int timeout_ms;      /* of connecting and of each synchronous call; 0: 30000 */
+    bool payload_inline; /* no shared memory, also where there could be */
 };
 
 /* Connects to "tcp://host:port" or "ipc:///path" and says HELLO; waits until a group is ready or
@@ -35,8 +38,20 @@ struct mla_client_error {
 /* Of the last call that failed. */
 const struct mla_client_error *mla_client_error(const struct mla_client *client);
 
+/* Memory for the payloads of RUNs, `bytes` of it, zeroed and page-aligned: once in a connection,
+ * and valid until mla_client_close_connection, however the connection ends. Where the service and
+ * all its workers are on this host it is shared with them, and a RUN whose x and y both lie in it,
+ * at multiples of MLA_REGION_ALIGNMENT, sends no payload: the workers read x and write y there.
+ * Else it is ordinary memory, and payloads travel inline. MLA_MEMORY, MLA_OPTION the second time,
+ * MLA_TIMEOUT, MLA_CLOSED. */
+enum mla_status mla_client_memory(struct mla_client *client, size_t bytes, void **out);
+/* Whether it is shared. */
+bool mla_client_is_shared(const struct mla_client *client);
+
 /* A RUN. x [rows, hidden] of dtype and y [rows, hidden] of reply_dtype are the caller's; x is
- * read and y written until the completion (no copy is made of x). */
+ * read and y written until the completion (no copy is made of x). In shared memory they must not
+ * overlap, and after MLA_GROUP_LOST or MLA_DEADLINE y may be written to until the workers that were
+ * lost have ended: have the repetition write elsewhere. */
 struct mla_client_run {
     uint64_t step;
     uint32_t layer;

@@ -27,6 +27,10 @@
 #define MLA_CREDITS_MAX           64u       /* microbatches in flight to one group */
 #define MLA_SENTENCE_BYTES_MAX    256u      /* error sentence */
 #define MLA_ENDPOINT_BYTES_MAX    256u
+#define MLA_REGION_TOKEN_BYTES    16u
+#define MLA_REGION_PATH_BYTES_MAX 107u /* what a unix socket's address holds */
+#define MLA_REGION_ALIGNMENT      16u  /* of payloads in a region */
+#define MLA_REGION_BYTES_MAX      (1ull << 40)
 #define MLA_PAYLOAD_BYTES_MAX     2147483648ull /* one payload frame */
 
 #endif

@@ -6,18 +6,23 @@
 #define SPAN    MLA_WIRE_SPAN
 #define ENTRIES MLA_WIRE_ENTRIES
 
+enum { TYPE_LAST = MLA_SHARE };
+
 /* Types that are not named have no body: STATS. */
-static const struct mla_wire_shape requests[MLA_STATS + 1] = {
+static const struct mla_wire_shape requests[TYPE_LAST + 1] = {
     [MLA_HELLO] = {.spans = {SPAN(mla_hello, version_min, version_max)}},
     [MLA_OPEN] = {.spans = {SPAN(mla_open, step, step)}, ENTRIES(mla_open, count, entries, 16)},
-    [MLA_RUN] = {.spans = {SPAN(mla_run, step, hidden)}, .payload = true},
+    [MLA_RUN] = {.spans = {SPAN(mla_run, step, hidden)},
+                 ENTRIES(mla_run, place_count, places, 24),
+                 .payload = true},
     [MLA_CLOSE] = {.spans = {SPAN(mla_close, step, action)}},
     [MLA_FORK] = {ENTRIES(mla_fork, count, entries, 20)},
     [MLA_TRUNCATE] = {ENTRIES(mla_truncate, count, entries, 12)},
     [MLA_FREE] = {ENTRIES(mla_free, count, sequences, 8)},
+    [MLA_SHARE] = {.spans = {SPAN(mla_share_request, bytes, bytes)}},
 };
 
-static const struct mla_wire_shape replies[MLA_STATS + 1] = {
+static const struct mla_wire_shape replies[TYPE_LAST + 1] = {
     [MLA_HELLO] = {.spans = {SPAN(mla_hello_reply, version, decode_rows_max)},
                    ENTRIES(mla_hello_reply, layer_count, layers, 4)},
     [MLA_OPEN] = {.spans = {SPAN(mla_open_reply, step, blocks_free)}},
@@ -29,6 +34,8 @@ static const struct mla_wire_shape replies[MLA_STATS + 1] = {
     [MLA_TRUNCATE] = {.spans = {SPAN(mla_blocks_reply, blocks_free, blocks_free)}},
     [MLA_FREE] = {.spans = {SPAN(mla_blocks_reply, blocks_free, blocks_free)}},
     [MLA_STATS] = {.spans = {SPAN(mla_stats, requests, heap_bytes)}},
+    [MLA_SHARE] = {.spans = {SPAN(mla_grant, region, token)},
+                   ENTRIES(mla_grant, path_bytes, path, 1)},
 };
 
 /* NULL for a type that is none. */
@@ -36,7 +43,7 @@ static const struct mla_wire_shape *shape_of(uint16_t type)
 {
     const struct mla_wire_shape *shapes = type & MLA_REPLY ? replies : requests;
     type &= (uint16_t)~MLA_REPLY;
-    return type >= MLA_HELLO && type <= MLA_STATS ? &shapes[type] : NULL;
+    return type >= MLA_HELLO && type <= TYPE_LAST ? &shapes[type] : NULL;
 }
 
 static enum mla_status encode_sentence(struct mla_message *message, uint8_t *frame, size_t capacity,
@@ -103,6 +110,8 @@ static enum mla_status decode(const uint8_t *frame, size_t bytes, struct mla_mes
     if (status != MLA_OK)
         return status;
 
+    if (header->type == MLA_RUN && header->count > 0 && header->payload_bytes > 0)
+        return MLA_MALFORMED; /* one or the other */
     if (header->type == MLA_CLOSE && out->u.close.action != MLA_COMMIT &&
         out->u.close.action != MLA_ABORT)
         return MLA_FIELD;

@@ -7,6 +7,7 @@
 #define MLA_PROTO_MESSAGE_H
 
 #include "proto/dtype.h"
+#include "proto/grant.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 
@@ -28,6 +29,7 @@ enum mla_message_type {
     MLA_TRUNCATE = 6,
     MLA_FREE = 7,
     MLA_STATS = 8,
+    MLA_SHARE = 9,
 };
 
 /* Every message begins with this. */
@@ -51,7 +53,9 @@ struct mla_model_dims {
     uint32_t hidden, heads, q_lora, latent, nope, rope, v;
 };
 
-#define MLA_PAYLOAD_INLINE 1u /* bit of payload_modes: a frame */
+/* Bits of payload_modes. */
+#define MLA_PAYLOAD_INLINE 1u /* a frame */
+#define MLA_PAYLOAD_SHARED 2u /* a place in a region of shared memory */
 
 /* Entries: the served layers, u32 each, ascending. */
 struct mla_hello_reply {
@@ -87,13 +91,22 @@ struct mla_open_reply {
     uint32_t blocks_free; /* after this step's reservation, over all ready groups */
 };
 
-/* Payload: [rows, hidden] of dtype. */
+/* Where input and output of a RUN are, in bytes from the beginning of the region. Both are
+ * multiples of MLA_REGION_ALIGNMENT and don't overlap. */
+struct mla_run_place {
+    uint64_t region, input_at, output_at;
+};
+
+/* Payload: [rows, hidden] of dtype, as a frame or, with one place (place_count 1), in a region;
+ * then the reply's is there too. */
 struct mla_run {
     uint64_t step;
     uint32_t layer;
     uint32_t dtype;       /* MLA_F32 or MLA_BF16 */
     uint32_t reply_dtype; /* likewise */
     uint32_t rows, hidden;
+    uint32_t place_count; /* 0 or 1 */
+    struct mla_run_place places[1];
 };
 
 /* Where the time of a RUN went. received and replied are CLOCK_MONOTONIC of the coordinator's
@@ -150,6 +163,12 @@ struct mla_free {
     uint64_t sequences[MLA_STEP_SEQUENCES_MAX];
 };
 
+/* The client's region of shared memory; 0 bytes: give it back. Its reply is a struct mla_grant,
+ * all zeros after a region was given back. */
+struct mla_share_request {
+    uint64_t bytes;
+};
+
 /* FORK, TRUNCATE and FREE answer with this. */
 struct mla_blocks_reply {
     uint32_t blocks_free;
@@ -184,6 +203,8 @@ struct mla_message {
         struct mla_free free;
         struct mla_blocks_reply blocks_reply;
         struct mla_stats stats_reply;
+        struct mla_share_request share;
+        struct mla_grant share_reply;
         char sentence[MLA_SENTENCE_BYTES_MAX]; /* NUL-terminated */
     } u;
 };

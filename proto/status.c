@@ -36,6 +36,8 @@ static const struct meaning meanings[] = {
     MEANING(COUNT, "a count differs from the step or the model, or is 0"),
     MEANING(GROUP_LOST, "the workers died under this request"),
     MEANING(DEADLINE, "the request was not done in time"),
+    MEANING(REGION, "this is not the client's region, or not a place for payloads in it"),
+    MEANING(NOT_SHARED, "shared memory can't be used here: send payloads inline"),
     MEANING(INTERNAL, "the service failed"),
     MEANING(SYSTEM, "a system call failed"),
     MEANING(MEMORY, "there is not enough memory"),

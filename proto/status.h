@@ -37,7 +37,10 @@ enum mla_status {
     MLA_COUNT = 32,      /* rows or hidden differ from the step or the model; tokens of 0 */
     MLA_GROUP_LOST = 33, /* the workers died under this request */
     MLA_DEADLINE = 34,
-    MLA_INTERNAL = 40, /* a failure of ours that is none of the above */
+    /* payloads in shared memory */
+    MLA_REGION = 35,     /* not this client's region, or not a place in it */
+    MLA_NOT_SHARED = 36, /* the workers can't reach it: send payloads inline */
+    MLA_INTERNAL = 40,   /* a failure of ours that is none of the above */
 
     /* local to a process */
     MLA_SYSTEM = 100, /* a system call failed */

@@ -9,24 +9,28 @@
 #define ENTRIES MLA_WIRE_ENTRIES
 
 /* Types that are not named have no body: SHUTDOWN. */
-static const struct mla_wire_shape shapes[MLA_SHUTDOWN + 1] = {
+static const struct mla_wire_shape shapes[MLA_DETACH + 1] = {
     [MLA_JOIN] = {.spans = {SPAN(mla_join, job, kv_blocks_max),
                             SPAN(mla_join, kv_block_bytes, kv_block_bytes)},
                   ENTRIES(mla_join, layer_count, layers, 4)},
     [MLA_ADOPT] = {.spans = {SPAN(mla_adopt, epoch, heartbeat_ms)},
                    ENTRIES(mla_adopt, bucket_count, buckets, 4)},
     [MLA_READY] = {.spans = {SPAN(mla_ready, group, rank)}},
-    [MLA_PLAN] = {.spans = {SPAN(mla_plan_message, step, block_count)}},
-    [MLA_WORK] = {.spans = {SPAN(mla_work, step, rows)}, .payload = true},
+    [MLA_PLAN] = {.spans = {SPAN(mla_plan_message, step, rows)}},
+    [MLA_WORK] = {.spans = {SPAN(mla_work, step, output_at)}, .payload = true},
     [MLA_DONE] = {.spans = {SPAN(mla_done, step, collective_ns)}, .payload = true},
     [MLA_HEARTBEAT] = {.spans = {SPAN(mla_heartbeat, group, progress)}},
     [MLA_FAILED] = {.spans = {SPAN(mla_failed, group, status)}},
+    [MLA_ATTACH] = {.spans = {SPAN(mla_grant, region, token)},
+                    ENTRIES(mla_grant, path_bytes, path, 1)},
+    [MLA_ATTACHED] = {.spans = {SPAN(mla_attached, region, status)}},
+    [MLA_DETACH] = {.spans = {SPAN(mla_detach, region, region)}},
 };
 
 /* NULL for a type that is none. */
 static const struct mla_wire_shape *shape_of(uint16_t type)
 {
-    return type >= MLA_JOIN && type <= MLA_SHUTDOWN ? &shapes[type] : NULL;
+    return type >= MLA_JOIN && type <= MLA_DETACH ? &shapes[type] : NULL;
 }
 
 /* The arrays of a PLAN in the order of the wire. */
@@ -36,14 +40,14 @@ struct plan_array {
     size_t entry_bytes;
 };
 
-enum { PLAN_ARRAYS = 5 };
+/* Every microbatch cuts at most one prompt, and an entry begins at most one run. */
+enum { PLAN_ARRAYS = 6, PLAN_ENTRIES_MAX = MLA_STEP_SEQUENCES_MAX + MLA_STEP_MICROBATCHES_MAX };
 
 static void plan_arrays(struct mla_plan_message *plan, struct plan_array arrays[PLAN_ARRAYS])
 {
     arrays[0] = (struct plan_array){&plan->microbatches, plan->microbatch_count,
                                     MLA_STEP_MICROBATCHES_MAX, sizeof(struct mla_plan_microbatch)};
-    arrays[1] = (struct plan_array){&plan->entries, plan->entry_count,
-                                    MLA_STEP_SEQUENCES_MAX + MLA_STEP_MICROBATCHES_MAX,
+    arrays[1] = (struct plan_array){&plan->entries, plan->entry_count, PLAN_ENTRIES_MAX,
                                     sizeof(struct mla_plan_entry)};
     arrays[2] = (struct plan_array){&plan->tables, plan->table_count, MLA_STEP_SEQUENCES_MAX,
                                     sizeof(struct mla_plan_table)};
@@ -51,6 +55,8 @@ static void plan_arrays(struct mla_plan_message *plan, struct plan_array arrays[
                                     sizeof(struct mla_plan_copy)};
     arrays[4] = (struct plan_array){&plan->blocks, plan->block_count, MLA_PLAN_BLOCKS_MAX,
                                     sizeof(uint32_t)};
+    arrays[5] = (struct plan_array){&plan->runs, plan->run_count, PLAN_ENTRIES_MAX,
+                                    sizeof(struct mla_plan_run)};
 }
 
 static bool plan_within_limits(struct mla_plan_message *plan)
@@ -139,12 +145,37 @@ static enum mla_status check_microbatches(const struct mla_plan_message *plan, u
     return next == plan->entry_count ? MLA_OK : MLA_FIELD;
 }
 
+/* Each microbatch's rows are where its runs say, one after the other. */
+static enum mla_status check_runs(const struct mla_plan_message *plan, uint32_t *index)
+{
+    uint32_t next = 0;
+    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
+        uint32_t rows = mla_plan_microbatch_at(plan, i).rows;
+        uint32_t covered = 0;
+        *index = i;
+        while (covered < rows) {
+            if (next == plan->run_count)
+                return MLA_FIELD;
+            struct mla_plan_run run = mla_plan_run_at(plan, next++);
+            if (run.microbatch_row != covered || run.count == 0 || run.count > rows - covered ||
+                run.client_row > plan->rows || run.count > plan->rows - run.client_row)
+                return MLA_FIELD;
+            covered += run.count;
+        }
+    }
+    *index = MLA_INDEX_NONE;
+    return next == plan->run_count ? MLA_OK : MLA_FIELD;
+}
+
 static enum mla_status check_plan(const struct mla_plan_message *plan, uint32_t *index)
 {
     uint64_t blocks = 0;
     for (uint32_t i = 0; i < plan->table_count; i++)
         blocks += mla_plan_table_at(plan, i).count;
-    return blocks == plan->block_count ? check_microbatches(plan, index) : MLA_FIELD;
+    if (blocks != plan->block_count)
+        return MLA_FIELD;
+    enum mla_status status = check_microbatches(plan, index);
+    return status == MLA_OK ? check_runs(plan, index) : status;
 }
 
 static enum mla_status decode_plan(const struct mla_header *header, const uint8_t *frame,
@@ -182,6 +213,19 @@ static bool is_payload_dtype(uint32_t dtype)
     return dtype == MLA_F32 || dtype == MLA_BF16;
 }
 
+static enum mla_status check_work(const struct mla_work *work, const struct mla_header *header)
+{
+    if (!is_payload_dtype(work->dtype) || !is_payload_dtype(work->reply_dtype))
+        return MLA_FIELD;
+    if (work->region == 0)
+        return work->input_at || work->output_at ? MLA_FIELD : MLA_OK;
+    if (header->payload_bytes)
+        return MLA_MALFORMED; /* one or the other */
+    return work->input_at % MLA_REGION_ALIGNMENT || work->output_at % MLA_REGION_ALIGNMENT
+               ? MLA_FIELD
+               : MLA_OK;
+}
+
 /* *index: the offending entry of MLA_FIELD. */
 static enum mla_status decode(const uint8_t *frame, size_t bytes, struct mla_worker_message *out,
                               uint32_t *index)
@@ -207,9 +251,7 @@ static enum mla_status decode(const uint8_t *frame, size_t bytes, struct mla_wor
     case MLA_ADOPT:
         return mla_wire_check_ascending(out->u.adopt.buckets, out->u.adopt.bucket_count, index);
     case MLA_WORK:
-        return is_payload_dtype(out->u.work.dtype) && is_payload_dtype(out->u.work.reply_dtype)
-                   ? MLA_OK
-                   : MLA_FIELD;
+        return check_work(&out->u.work, header);
     default:
         return MLA_OK;
     }
@@ -239,3 +281,4 @@ ENTRY_AT(struct mla_plan_entry, mla_plan_entry_at, entries)
 ENTRY_AT(struct mla_plan_table, mla_plan_table_at, tables)
 ENTRY_AT(struct mla_plan_copy, mla_plan_copy_at, copies)
 ENTRY_AT(uint32_t, mla_plan_block_at, blocks)
+ENTRY_AT(struct mla_plan_run, mla_plan_run_at, runs)

@@ -16,6 +16,9 @@ enum mla_worker_message_type {
     MLA_HEARTBEAT = 38, /* worker */
     MLA_FAILED = 39,    /* worker: the group can't go on */
     MLA_SHUTDOWN = 40,  /* coordinator: end yourself */
+    MLA_ATTACH = 41,    /* coordinator: map this region of shared memory */
+    MLA_ATTACHED = 42,  /* worker: it is mapped, or can't be */
+    MLA_DETACH = 43,    /* coordinator: unmap it, no WORK names it any more */
 };
 
 #define MLA_WORKER_GRAPHS 1u /* flag of JOIN: decode microbatches are padded to buckets */
@@ -76,18 +79,26 @@ struct mla_plan_copy {
     uint32_t src, dst; /* whole blocks, in every layer, before the step */
 };
 
+/* A run of rows that is contiguous both in the microbatch and in the client's payload. A
+ * microbatch's runs follow each other and cover its rows. */
+struct mla_plan_run {
+    uint32_t microbatch_row, client_row, count;
+};
+
 /* The arrays stand in the frame one after the other in this order, little-endian u32s. The
  * pointers lead into the decoded frame, or to the sender's own arrays: decode's are NOT aligned,
  * read them with the functions below. */
 struct mla_plan_message {
     uint64_t step; /* the coordinator's own number, never used twice in an epoch */
     uint32_t slot; /* step slot, < adopt.steps */
-    uint32_t microbatch_count, entry_count, table_count, copy_count, block_count;
+    uint32_t microbatch_count, entry_count, table_count, copy_count, block_count, run_count;
+    uint32_t rows;            /* of the client's payload: of the whole step, in all groups */
     const void *microbatches; /* struct mla_plan_microbatch */
     const void *entries;      /* struct mla_plan_entry */
     const void *tables;       /* struct mla_plan_table */
     const void *copies;       /* struct mla_plan_copy */
     const void *blocks;       /* u32 */
+    const void *runs;         /* struct mla_plan_run */
 };
 
 struct mla_work {
@@ -95,6 +106,19 @@ struct mla_work {
     uint32_t slot, layer, microbatch;
     uint32_t dtype, reply_dtype;
     uint32_t rows; /* this rank's own, without padding; may be 0 */
+    /* 0: rows travel as payloads. Else they are in this region, where the client's payloads begin
+     * at these offsets; the plan's runs tell which rows are this rank's. */
+    uint64_t region, input_at, output_at;
+};
+
+/* ATTACH is a struct mla_grant. */
+struct mla_attached {
+    uint64_t region;
+    uint32_t status; /* MLA_OK, or why not */
+};
+
+struct mla_detach {
+    uint64_t region;
 };
 
 struct mla_done {
@@ -124,6 +148,9 @@ struct mla_worker_message {
         struct mla_done done;
         struct mla_heartbeat heartbeat;
         struct mla_failed failed;
+        struct mla_grant attach;
+        struct mla_attached attached;
+        struct mla_detach detach;
     } u;
 };
 
@@ -135,8 +162,9 @@ size_t mla_plan_message_bytes(const struct mla_plan_message *plan);
 
 /* As mla_message_encode and mla_message_decode. PLAN is checked in itself: entry ranges of the
  * microbatches follow each other and cover all entries, each microbatch's rows are the sum of its
- * entries' tokens, padded >= rows, the tables' counts sum to block_count. Of JOIN: rank < ranks
- * <= MLA_RANKS_MAX, kv_block_bytes > 0. */
+ * entries' tokens, padded >= rows, its runs cover exactly its rows and lie within the client's,
+ * the tables' counts sum to block_count. Of JOIN: rank < ranks <= MLA_RANKS_MAX,
+ * kv_block_bytes > 0. Of WORK: offsets are 0 without a region, and aligned. */
 enum mla_status mla_worker_message_encode(struct mla_worker_message *message, uint8_t *frame,
                                           size_t capacity, size_t *bytes);
 enum mla_status mla_worker_message_decode(const uint8_t *frame, size_t bytes,
@@ -147,5 +175,6 @@ struct mla_plan_entry mla_plan_entry_at(const struct mla_plan_message *plan, uin
 struct mla_plan_table mla_plan_table_at(const struct mla_plan_message *plan, uint32_t i);
 struct mla_plan_copy mla_plan_copy_at(const struct mla_plan_message *plan, uint32_t i);
 uint32_t mla_plan_block_at(const struct mla_plan_message *plan, uint32_t i);
+struct mla_plan_run mla_plan_run_at(const struct mla_plan_message *plan, uint32_t i);
 
 #endif

@@ -27,6 +27,7 @@ struct executor {
     struct mla_kvcache cache;
     struct mla_layer layer;
     struct mla_step *steps; /* [adopt.steps] */
+    struct mla_payload payload;
     struct mla_flights flights;
     struct mla_graphs graphs;
     struct mla_trace *trace; /* or NULL */
@@ -158,6 +159,9 @@ static enum mla_status allocate(struct executor *executor)
     if (status == MLA_OK)
         status = mla_graphs_init(&executor->graphs, &executor->layer, executor->flights.x,
                                  executor->options->graphs, buckets, bucket_count);
+    if (status == MLA_OK)
+        status = mla_payload_init(&executor->payload, shard->rank, shard->ranks,
+                                  shard->config.hidden, adopt->steps, rows / shard->ranks);
     executor->steps = calloc(adopt->steps, sizeof *executor->steps);
     if (status == MLA_OK && !executor->steps)
         status = MLA_MEMORY;
@@ -210,6 +214,8 @@ static enum mla_status on_plan(struct executor *executor)
     if (status == MLA_OK)
         status = mla_step_build(&executor->steps[plan->slot], &executor->cache, plan,
                                 executor->options->chunk_rows, executor->shard->heads);
+    if (status == MLA_OK)
+        status = mla_payload_plan(&executor->payload, plan);
     backend->ops->range_end(backend);
     mla_trace_host(executor->trace, "plan", plan->step, begin_ns, mla_now_ns());
     return status;
@@ -223,18 +229,13 @@ static uint32_t layer_index(const struct mla_shard *shard, uint32_t layer)
     return i;
 }
 
-static bool work_fits(const struct executor *executor, const struct mla_work *work,
-                      const struct mla_blob *payload)
+static bool work_fits(const struct executor *executor, const struct mla_work *work)
 {
     if (!executor->adopted || work->slot >= executor->adopt.steps ||
         layer_index(executor->shard, work->layer) == executor->shard->layer_count)
         return false;
     const struct mla_step *step = &executor->steps[work->slot];
-    if (step->number != work->step || work->microbatch >= step->microbatch_count)
-        return false;
-    int64_t own = step->microbatches[work->microbatch].padded / executor->shard->ranks;
-    size_t row = executor->shard->config.hidden * mla_dtype_bytes((enum mla_dtype)work->dtype);
-    return work->rows <= own && (payload ? payload->bytes : 0) == work->rows * row;
+    return step->number == work->step && work->microbatch < step->microbatch_count;
 }
 
 static uint32_t clamp_ns(uint64_t ns)
@@ -304,19 +305,22 @@ static enum mla_status run_layer(struct executor *executor, const struct mla_wor
 static enum mla_status on_work(struct executor *executor, const struct mla_blob *payload)
 {
     const struct mla_work work = executor->incoming.u.work;
-    if (!work_fits(executor, &work, payload))
+    const struct mla_pieces *pieces = NULL;
+    if (!work_fits(executor, &work))
         return MLA_MALFORMED;
+    enum mla_status status = mla_payload_resolve(&executor->payload, &work, payload, &pieces);
+    if (status != MLA_OK)
+        return status;
     const struct mla_step *step = &executor->steps[work.slot];
     int64_t padded = step->microbatches[work.microbatch].padded / executor->shard->ranks;
     uint64_t collective_ns = executor->collective->ns;
     struct mla_flight *flight = NULL;
     void *rows = NULL;
-    enum mla_status status =
-        land(executor, mla_trace_unsettled(executor->trace) ? 0 : MLA_FLIGHTS_MAX - 1);
+    status = land(executor, mla_trace_unsettled(executor->trace) ? 0 : MLA_FLIGHTS_MAX - 1);
     if (status == MLA_OK && mla_trace_unsettled(executor->trace))
         status = mla_trace_settle(executor->trace);
     if (status == MLA_OK)
-        status = mla_flights_begin(&executor->flights, &work, payload, padded, &flight);
+        status = mla_flights_begin(&executor->flights, &work, pieces, padded, &flight);
     if (status != MLA_OK)
         return status;
     mla_trace_begin(executor->trace, flight);
@@ -324,7 +328,19 @@ static enum mla_status on_work(struct executor *executor, const struct mla_blob 
     if (status != MLA_OK)
         return status;
     flight->collective_ns = executor->collective->ns - collective_ns;
-    return mla_flights_end(&executor->flights, flight, rows);
+    return mla_flights_end(&executor->flights, flight, pieces, rows);
+}
+
+/* Whether this rank can map the region is for the coordinator to know, and no failure. */
+static enum mla_status on_attach(struct executor *executor)
+{
+    const struct mla_grant grant = executor->incoming.u.attach;
+    if (!executor->adopted)
+        return MLA_MALFORMED;
+    enum mla_status status = mla_payload_attach(&executor->payload, &grant);
+    outgoing(executor, MLA_ATTACHED);
+    executor->outgoing.u.attached = (struct mla_attached){.region = grant.region, .status = status};
+    return send(executor, NULL);
 }
 
 /* One message. *end is set by SHUTDOWN. */
@@ -345,6 +361,11 @@ static enum mla_status handle(struct executor *executor, const struct mla_incomi
         return on_plan(executor);
     case MLA_WORK:
         return on_work(executor, incoming->payload);
+    case MLA_ATTACH:
+        return on_attach(executor);
+    case MLA_DETACH: /* all RUNs that named it were answered */
+        mla_payload_detach(&executor->payload, executor->incoming.u.detach.region);
+        return MLA_OK;
     case MLA_SHUTDOWN:
         *end = true;
         return MLA_OK;
@@ -419,6 +440,7 @@ static void fini(struct executor *executor)
     mla_channel_destroy(&executor->channel);
     mla_channel_context_destroy(&executor->context);
     mla_flights_fini(&executor->flights);
+    mla_payload_fini(&executor->payload);
     mla_trace_close(&executor->trace);
     free(executor);
 }

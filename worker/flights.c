@@ -110,18 +110,21 @@ static enum mla_status convert(const struct mla_flights *flights, int64_t rows, 
     return flights->backend->ops->copy(flights->backend, &copy);
 }
 
-/* The payload to where operations can read it; *src is that. */
+/* The input to where operations can read it as one piece, flight->stage_in. */
 static enum mla_status arrive(struct mla_flights *flights, struct mla_flight *flight,
-                              const struct mla_blob *payload, const void **src)
+                              const struct mla_pieces *pieces, size_t row)
 {
     struct mla_backend *backend = flights->backend;
-    *src = payload->data;
-    if (backend->unified)
-        return MLA_OK;
-    *src = flight->stage_in;
-    memcpy(flight->arrival, payload->data, payload->bytes);
-    enum mla_status status =
-        backend->ops->copy_in(backend, flight->stage_in, flight->arrival, payload->bytes);
+    enum mla_status status = MLA_OK;
+    size_t at = 0;
+    for (uint32_t i = 0; status == MLA_OK && i < pieces->input_count; i++) {
+        const void *src = pieces->input[i].data;
+        size_t bytes = (size_t)pieces->input[i].rows * row;
+        if (flight->work.region == 0) /* frames are anywhere, and gone when we return */
+            src = memcpy(flight->arrival, src, bytes);
+        status = backend->ops->copy_in(backend, (char *)flight->stage_in + at, src, bytes);
+        at += bytes;
+    }
     if (status == MLA_OK)
         status = backend->ops->fence_record(backend, MLA_QUEUE_IN, flight->arrived);
     if (status == MLA_OK)
@@ -129,8 +132,27 @@ static enum mla_status arrive(struct mla_flights *flights, struct mla_flight *fl
     return status;
 }
 
+/* Input to x. */
+static enum mla_status take_in(struct mla_flights *flights, struct mla_flight *flight,
+                               const struct mla_pieces *pieces)
+{
+    enum mla_dtype dtype = (enum mla_dtype)flight->work.dtype;
+    enum mla_dtype activation = flights->backend->activation;
+    size_t row = (size_t)flights->hidden * mla_dtype_bytes(activation);
+    enum mla_status status = MLA_OK;
+    char *to = flights->x;
+    if (!flights->backend->unified)
+        return convert(flights, flight->work.rows, flight->stage_in, dtype, to, activation);
+    for (uint32_t i = 0; status == MLA_OK && i < pieces->input_count; i++) {
+        const struct mla_piece *piece = &pieces->input[i];
+        status = convert(flights, piece->rows, piece->data, dtype, to, activation);
+        to += (size_t)piece->rows * row;
+    }
+    return status;
+}
+
 enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_work *work,
-                                  const struct mla_blob *payload, int64_t padded,
+                                  const struct mla_pieces *pieces, int64_t padded,
                                   struct mla_flight **out)
 {
     assert(!mla_flights_full(flights) && padded <= flights->rows_max);
@@ -140,15 +162,14 @@ enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_
     flight->work = *work;
     flight->collective_ns = 0;
     size_t row = (size_t)flights->hidden * mla_dtype_bytes(backend->activation);
-    const void *src = NULL;
+    size_t input_row = (size_t)flights->hidden * mla_dtype_bytes((enum mla_dtype)work->dtype);
     enum mla_status status = MLA_OK;
-    if (work->rows > 0)
-        status = arrive(flights, flight, payload, &src);
+    if (work->rows > 0 && !backend->unified)
+        status = arrive(flights, flight, pieces, input_row);
     if (status == MLA_OK)
         status = backend->ops->fence_record(backend, MLA_QUEUE_COMPUTE, flight->begun);
     if (status == MLA_OK && work->rows > 0)
-        status = convert(flights, work->rows, src, (enum mla_dtype)work->dtype, flights->x,
-                         backend->activation);
+        status = take_in(flights, flight, pieces);
     if (status == MLA_OK && padded > work->rows)
         status = backend->ops->move(backend, (char *)flights->x + work->rows * row, flights->zeros,
                                     (size_t)(padded - work->rows) * row);
@@ -156,26 +177,62 @@ enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_
     return status;
 }
 
+/* Finished rows to where they can leave from: on a backend whose memory is the host's, that is
+ * where they belong. */
+static enum mla_status take_out(struct mla_flights *flights, const struct mla_flight *flight,
+                                const struct mla_piece *pieces, uint32_t count, const void *rows)
+{
+    enum mla_dtype dtype = (enum mla_dtype)flight->work.reply_dtype;
+    enum mla_dtype activation = flights->backend->activation;
+    size_t row = (size_t)flights->hidden * mla_dtype_bytes(activation);
+    enum mla_status status = MLA_OK;
+    const char *from = rows;
+    if (!flights->backend->unified)
+        return convert(flights, flight->work.rows, rows, activation, flight->stage, dtype);
+    for (uint32_t i = 0; status == MLA_OK && i < count; i++) {
+        status = convert(flights, pieces[i].rows, from, activation, pieces[i].data, dtype);
+        from += (size_t)pieces[i].rows * row;
+    }
+    return status;
+}
+
+static enum mla_status leave(struct mla_flights *flights, const struct mla_flight *flight,
+                             const struct mla_piece *pieces, uint32_t count, size_t row)
+{
+    struct mla_backend *backend = flights->backend;
+    enum mla_status status = backend->ops->fence_wait(backend, MLA_QUEUE_OUT, flight->computed);
+    size_t at = 0;
+    for (uint32_t i = 0; status == MLA_OK && i < count; i++) {
+        size_t bytes = (size_t)pieces[i].rows * row;
+        status = backend->ops->copy_out(backend, pieces[i].data, (char *)flight->stage + at, bytes);
+        at += bytes;
+    }
+    return status;
+}
+
 enum mla_status mla_flights_end(struct mla_flights *flights, struct mla_flight *flight,
-                                const void *rows)
+                                const struct mla_pieces *pieces, const void *rows)
 {
     struct mla_backend *backend = flights->backend;
     const struct mla_backend_ops *ops = backend->ops;
-    enum mla_dtype dtype = (enum mla_dtype)flight->work.reply_dtype;
-    int64_t count = flight->work.rows;
-    size_t bytes = (size_t)(count * flights->hidden) * mla_dtype_bytes(dtype);
+    size_t row =
+        (size_t)flights->hidden * mla_dtype_bytes((enum mla_dtype)flight->work.reply_dtype);
+    uint32_t count = pieces->output_count;
+    const struct mla_piece *output = pieces->output;
+    struct mla_piece reply = {.rows = flight->work.rows};
     enum mla_status status = MLA_OK;
-    if (count > 0)
-        status = mla_blob_pool_get(flights->replies, bytes, &flight->reply);
-    if (status == MLA_OK && count > 0)
-        status = convert(flights, count, rows, backend->activation,
-                         backend->unified ? flight->reply->data : flight->stage, dtype);
+    if (flight->work.region == 0 && flight->work.rows > 0) {
+        status = mla_blob_pool_get(flights->replies, (size_t)reply.rows * row, &flight->reply);
+        reply.data = status == MLA_OK ? flight->reply->data : NULL;
+        output = &reply;
+        count = 1;
+    }
+    if (status == MLA_OK && flight->work.rows > 0)
+        status = take_out(flights, flight, output, count, rows);
     if (status == MLA_OK)
         status = ops->fence_record(backend, MLA_QUEUE_COMPUTE, flight->computed);
     if (status == MLA_OK && !backend->unified)
-        status = ops->fence_wait(backend, MLA_QUEUE_OUT, flight->computed);
-    if (status == MLA_OK && !backend->unified && count > 0)
-        status = ops->copy_out(backend, flight->reply->data, flight->stage, bytes);
+        status = leave(flights, flight, output, count, row);
     if (status == MLA_OK)
         status = ops->fence_record(backend, MLA_QUEUE_OUT, flight->gone);
     return status;

@@ -3,15 +3,14 @@
 #ifndef MLA_WORKER_FLIGHTS_H
 #define MLA_WORKER_FLIGHTS_H
 
-#include "comm/blob.h"
 #include "kernels/backend.h"
-#include "proto/worker_message.h"
+#include "worker/payload.h"
 
 enum { MLA_FLIGHTS_MAX = 3 }; /* one comes in, one computes, one goes out */
 
 struct mla_flight {
     struct mla_work work;
-    struct mla_blob *reply; /* own rows that go back, or NULL without any */
+    struct mla_blob *reply; /* own rows that go back as a frame, or NULL */
     uint64_t collective_ns; /* where the host waits for collectives; else 0 */
     /* Not on a backend whose memory is the host's: */
     void *arrival;          /* host: the payload */
@@ -46,14 +45,16 @@ static inline const struct mla_flight *mla_flights_oldest(const struct mla_fligh
     return &flights->ring[flights->first];
 }
 
-/* Not when full. Brings the payload's rows to flights->x, `padded` rows in all, those past
- * work->rows zero; *out is the newest flight. The payload is the caller's again. */
+/* Not when full. Brings the input's rows to flights->x, `padded` rows in all, those past
+ * work->rows zero; *out is the newest flight. A frame is the caller's again; a region is read
+ * until the flight has landed. */
 enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_work *work,
-                                  const struct mla_blob *payload, int64_t padded,
+                                  const struct mla_pieces *pieces, int64_t padded,
                                   struct mla_flight **out);
-/* Takes work.rows of `rows` (activation, on the device) to the flight's reply. MLA_MEMORY. */
+/* Takes work.rows of `rows` (activation, on the device) to the output's pieces, or to the flight's
+ * reply where there are none. MLA_MEMORY. */
 enum mla_status mla_flights_end(struct mla_flights *flights, struct mla_flight *flight,
-                                const void *rows);
+                                const struct mla_pieces *pieces, const void *rows);
 /* Whether the oldest flight has its reply. */
 enum mla_status mla_flights_landed(struct mla_flights *flights, bool *landed);
 /* The oldest flight, landed: its work, its times and its reply, which is the caller's to drop.

@@ -7,6 +7,7 @@
 #include "tests/bench/progress.h"
 #include "tests/bench/trace.h"
 #include "tests/lib/formula.h"
+#include "tests/lib/payload_option.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -38,6 +39,7 @@ static const char usage[] =
     "  --concurrency C       requests at a time; the next is sent when one ends\n"
     "  --limit N             only the first N requests\n"
     "  --prefill-budget N    prompt tokens of one step (512)\n"
+    "  --payload auto|inline inline: no shared memory, also on the service's host (auto)\n"
     "  --json FILE           writes the numbers there as well\n";
 
 static double now_s(void)
@@ -217,7 +219,8 @@ static enum mla_status run_requests(struct mla_replay *replay)
 static enum mla_status connect_service(struct mla_replay *replay)
 {
     const struct mla_replay_options *options = &replay->options;
-    struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS};
+    struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS,
+                                                .payload_inline = options->payload_inline};
     enum mla_status status =
         mla_client_connect(options->endpoint, &client_options, &replay->client);
     if (status != MLA_OK) /* the client has said why */
@@ -249,13 +252,15 @@ static enum mla_status make_payloads(struct mla_replay *replay)
         rows = replay->info->step_tokens_max;
     uint64_t shape[2] = {rows + SPARE_ROWS, hidden};
     float *row = malloc(hidden * sizeof *row);
-    replay->x = malloc(shape[0] * hidden * sizeof *replay->x);
-    replay->y = malloc(rows * hidden * sizeof *replay->y);
-    if (!row || !replay->x || !replay->y) {
+    void *memory = NULL;
+    size_t bytes = (shape[0] + rows) * hidden * sizeof *replay->x;
+    enum mla_status status = row ? mla_client_memory(replay->client, bytes, &memory) : MLA_MEMORY;
+    if (status != MLA_OK) {
         free(row);
-        fputs("mla-bench: out of memory\n", stderr);
-        return MLA_MEMORY;
+        return failed(replay, "memory for payloads", status);
     }
+    replay->x = memory;
+    replay->y = replay->x + shape[0] * hidden;
     for (uint64_t i = 0; i < shape[0]; i++) {
         mla_formula_fill("replay", 2, shape, i * hidden, hidden, row);
         for (uint64_t j = 0; j < hidden; j++)
@@ -291,15 +296,13 @@ static enum mla_status run(struct mla_replay *replay)
 
 static void replay_fini(struct mla_replay *replay)
 {
-    mla_client_close_connection(&replay->client); /* first: it may still use x and y */
+    mla_client_close_connection(&replay->client);
     mla_scheduler_fini(&replay->scheduler);
     mla_run_parts_fini(&replay->decode);
     mla_run_parts_fini(&replay->prefill);
     mla_series_fini(&replay->open);
     mla_series_fini(&replay->close);
     free(replay->requests);
-    free(replay->x);
-    free(replay->y);
 }
 
 static bool read_number(const char *name, uint64_t max, uint32_t *out)
@@ -319,15 +322,11 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
                                     bool *help)
 {
     static const struct option known[] = {
-        {"trace", required_argument, NULL, 't'},
-        {"endpoint", required_argument, NULL, 'e'},
-        {"layers", required_argument, NULL, 'l'},
-        {"concurrency", required_argument, NULL, 'c'},
-        {"limit", required_argument, NULL, 'n'},
-        {"prefill-budget", required_argument, NULL, 'p'},
-        {"json", required_argument, NULL, 'j'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+        {"trace", required_argument, NULL, 't'},  {"endpoint", required_argument, NULL, 'e'},
+        {"layers", required_argument, NULL, 'l'}, {"concurrency", required_argument, NULL, 'c'},
+        {"limit", required_argument, NULL, 'n'},  {"prefill-budget", required_argument, NULL, 'p'},
+        {"json", required_argument, NULL, 'j'},   {"payload", required_argument, NULL, 'P'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
     struct mla_replay_options options = {.prefill_budget = 512};
     int option;
@@ -351,6 +350,9 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
             break;
         case 'p':
             ok = read_number("prefill-budget", MLA_STEP_TOKENS_MAX, &options.prefill_budget);
+            break;
+        case 'P':
+            ok = mla_payload_option("mla-bench", optarg, &options.payload_inline);
             break;
         case 'j':
             options.json = optarg;

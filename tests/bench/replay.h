@@ -11,6 +11,7 @@
 struct mla_replay_options {
     const char *trace, *endpoint, *json;
     uint32_t layers, concurrency, limit, prefill_budget;
+    bool payload_inline;
 };
 
 struct mla_replay {
@@ -19,7 +20,8 @@ struct mla_replay {
     struct mla_scheduler scheduler;
     struct mla_client *client;
     const struct mla_hello_reply *info;
-    uint16_t *x, *y; /* bf16: x has some rows more than the largest step, so that steps differ */
+    uint16_t *x, *y; /* the client's memory, bf16: x has some rows more than the largest step, so
+                        that steps differ */
     struct mla_open_reply opened; /* the step that is open */
     double started_s, ended_s;
     uint64_t steps, decode_steps, steps_lost;

@@ -67,6 +67,7 @@ static void print_totals(const struct mla_replay *replay, const struct totals *t
     print_count("Failed requests:", totals->failed);
     print_count("Maximum request concurrency:", replay->options.concurrency);
     print_count("Layers:", replay->options.layers);
+    printf("%-40s %12s\n", "Payloads:", mla_client_is_shared(replay->client) ? "shared" : "inline");
     print_value("Benchmark duration (s):", totals->duration_s);
     print_count("Total input tokens:", totals->input_tokens);
     print_count("Total generated tokens:", totals->output_tokens);

@@ -130,6 +130,30 @@ static enum mla_status send_worker(void *context, const struct mla_peer *peer, c
     return MLA_OK;
 }
 
+static enum mla_status region_add(void *context, uint64_t number, uint64_t bytes,
+                                  struct mla_grant *out)
+{
+    struct world *world = context;
+    bool was_counting = counting;
+    if (world->refuse_region)
+        return MLA_SYSTEM;
+    counting = false;
+    free(world->memory[number % 64]);
+    world->memory[number % 64] = calloc(1, bytes < 1u << 20 ? bytes : 1);
+    counting = was_counting;
+    *out = (struct mla_grant){.region = number, .bytes = bytes, .path_bytes = 2, .path = "/x"};
+    world->regions_made++;
+    return MLA_OK;
+}
+
+static void region_remove(void *context, uint64_t number)
+{
+    struct world *world = context;
+    assert(number <= world->regions_made);
+    (void)number;
+    world->regions_removed++;
+}
+
 static uint64_t now_ns(void *context)
 {
     return ((struct world *)context)->now_ns;
@@ -206,6 +230,57 @@ static void answer_work(struct world *world, const struct world_work *work,
     worker_says(world, number, &done, payload);
 }
 
+/* The rows of a WORK in a region: where is told by the plan's runs, of which a fake worker keeps
+ * the last plan's. */
+static struct mla_plan_run runs[WORLD_ROWS_MAX];
+static struct mla_plan_microbatch microbatches[WORLD_ROWS_MAX];
+
+static void keep_plan(const struct mla_plan_message *plan)
+{
+    assert(plan->run_count <= WORLD_ROWS_MAX && plan->microbatch_count <= WORLD_ROWS_MAX);
+    for (uint32_t i = 0; i < plan->run_count; i++)
+        runs[i] = mla_plan_run_at(plan, i);
+    for (uint32_t i = 0; i < plan->microbatch_count; i++)
+        microbatches[i] = mla_plan_microbatch_at(plan, i);
+}
+
+static void negate_row(uint8_t *memory, const struct mla_work *work, uint32_t client_row)
+{
+    size_t row = WORLD_HIDDEN * sizeof(float) * client_row;
+    const float *in = (const float *)(const void *)(memory + work->input_at + row);
+    float *out = (float *)(void *)(memory + work->output_at + row);
+    for (int i = 0; i < WORLD_HIDDEN; i++)
+        out[i] = -in[i];
+}
+
+static void work_in_region(struct world *world, const struct mla_work *work, uint32_t rank)
+{
+    const struct mla_plan_microbatch *microbatch = &microbatches[work->microbatch];
+    assert(world->ranks > 0);
+    uint32_t first = microbatch->padded / world->ranks * rank;
+    uint32_t run = 0;
+    for (uint32_t i = 0; i < work->microbatch; i++)
+        for (uint32_t rows = 0; rows < microbatches[i].rows; run++)
+            rows += runs[run].count;
+    for (uint32_t rows = 0; rows < microbatch->rows; rows += runs[run++].count)
+        for (uint32_t k = 0; k < runs[run].count; k++)
+            if (rows + k >= first && rows + k < first + work->rows)
+                negate_row(world->memory[work->region % 64], work, runs[run].client_row + k);
+}
+
+static void answer_attach(struct world *world, uint32_t number,
+                          const struct mla_worker_message *message)
+{
+    uint64_t region = message->u.attach.region;
+    struct mla_worker_message attached = {
+        .header = {.type = MLA_ATTACHED, .epoch = message->header.epoch}};
+    attached.u.attached = (struct mla_attached){
+        .region = region,
+        .status = world->refuse_attach[(number - 100) % 32] ? MLA_UNSUPPORTED : MLA_OK};
+    world->attached[region % 64]++;
+    worker_says(world, number, &attached, NULL);
+}
+
 static void work_one(struct world *world, const struct world_work *work)
 {
     static struct mla_worker_message message;
@@ -224,6 +299,11 @@ static void work_one(struct world *world, const struct world_work *work)
             struct mla_plan_microbatch mb = mla_plan_microbatch_at(&message.u.plan, i);
             world->padded_rows_seen += mb.padded - mb.rows;
         }
+        keep_plan(&message.u.plan);
+    } else if (message.header.type == MLA_ATTACH) {
+        answer_attach(world, number, &message);
+    } else if (message.header.type == MLA_DETACH) {
+        world->detached[message.u.detach.region % 64]++;
     } else if (message.header.type == MLA_SHUTDOWN) {
         world->shutdowns_seen++;
     } else if (message.header.type == MLA_WORK) {
@@ -231,6 +311,8 @@ static void work_one(struct world *world, const struct world_work *work)
             world->microbatches_seen++;
             world->works_order[world->works_count++ % 4096] = message.u.work.layer;
         }
+        if (message.u.work.region)
+            work_in_region(world, &message.u.work, (number - 100) % 32);
         answer_work(world, work, &message);
     }
 }
@@ -272,8 +354,12 @@ void world_init(struct world *world, const struct mla_core_options *options, uin
     current = world;
     world->ranks = ranks;
     world->now_ns = 1;
-    struct mla_core_effects effects = {
-        .context = world, .send_client = send_client, .send_worker = send_worker, .now_ns = now_ns};
+    struct mla_core_effects effects = {.context = world,
+                                       .send_client = send_client,
+                                       .send_worker = send_worker,
+                                       .now_ns = now_ns,
+                                       .region_add = region_add,
+                                       .region_remove = region_remove};
     enum mla_status status = mla_core_create(options, &effects, &world->core);
     assert(status == MLA_OK);
     (void)status;
@@ -290,6 +376,9 @@ void world_fini(struct world *world)
         mla_blob_drop(work->payload);
         free(work);
     }
+    assert(world->regions_made == world->regions_removed);
+    for (int i = 0; i < 64; i++)
+        free(world->memory[i]);
     current = NULL;
 }
 
@@ -378,6 +467,29 @@ enum mla_status world_run(struct world *world, int client, uint64_t step, uint32
                                      .rows = rows,
                                      .hidden = WORLD_HIDDEN};
     return outcome(world_send(world, client, &request, x, sizeof *x * rows * WORLD_HIDDEN));
+}
+
+enum mla_status world_share(struct world *world, int client, uint64_t bytes)
+{
+    request.header = (struct mla_header){.type = MLA_SHARE, .request_id = 5};
+    request.u.share.bytes = bytes;
+    return outcome(world_send(world, client, &request, NULL, 0));
+}
+
+const struct world_reply *world_run_at(struct world *world, int client, uint64_t step,
+                                       uint32_t layer, uint32_t rows,
+                                       const struct mla_run_place *place)
+{
+    request.header = (struct mla_header){.type = MLA_RUN, .request_id = step * 100 + layer};
+    request.u.run = (struct mla_run){.step = step,
+                                     .layer = layer,
+                                     .dtype = MLA_F32,
+                                     .reply_dtype = MLA_F32,
+                                     .rows = rows,
+                                     .hidden = WORLD_HIDDEN,
+                                     .place_count = 1,
+                                     .places = {*place}};
+    return world_send(world, client, &request, NULL, 0);
 }
 
 enum mla_status world_close(struct world *world, int client, uint64_t step,

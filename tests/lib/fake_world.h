@@ -25,9 +25,14 @@ struct world {
     uint32_t reply_count;                          /* all so far */
     struct world_reply replies[WORLD_REPLIES_MAX]; /* ring */
     struct world_work *first, *last;               /* messages that workers have not looked at */
-    uint8_t generation[64]; /* another one: another peer at the same descriptor */
-    bool repeat_done;       /* workers send every result twice */
-    bool refuse_client[64]; /* sending to this client fails */
+    uint64_t regions_made, regions_removed;
+    bool refuse_region;                  /* none can be made */
+    bool refuse_attach[32];              /* ranks with this number can't map any */
+    uint8_t *memory[64];                 /* region N, as its client and the workers see it */
+    uint64_t attached[64], detached[64]; /* messages about region N */
+    uint8_t generation[64];              /* another one: another peer at the same descriptor */
+    bool repeat_done;                    /* workers send every result twice */
+    bool refuse_client[64];              /* sending to this client fails */
     uint32_t shutdowns_seen, microbatches_seen, padded_rows_seen;
     uint64_t works_order[4096]; /* request layers in the order of dispatch, rank 0 */
     uint32_t works_count;
@@ -60,6 +65,12 @@ enum mla_status world_open(struct world *world, int client, uint64_t step,
 /* x: row i has the value base + i everywhere. */
 enum mla_status world_run(struct world *world, int client, uint64_t step, uint32_t layer,
                           uint32_t rows, float base);
+/* Asks for a region; MLA_AGAIN until world_work. Its number is world->regions_made then. */
+enum mla_status world_share(struct world *world, int client, uint64_t bytes);
+/* The same RUN, of f32, in a region: input and output at these places. */
+const struct world_reply *world_run_at(struct world *world, int client, uint64_t step,
+                                       uint32_t layer, uint32_t rows,
+                                       const struct mla_run_place *place);
 enum mla_status world_close(struct world *world, int client, uint64_t step,
                             enum mla_close_action action);
 enum mla_status world_free(struct world *world, int client, const uint64_t *sequences,

@@ -1,5 +1,6 @@
 /* mla-check: drives a running service through a golden case, cut in many ways, and compares. */
 #include "tests/tools/check.h"
+#include "tests/lib/payload_option.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -18,6 +19,7 @@ static const char usage[] =
     "  --endpoint E        of the service (tcp://host:port or ipc:///path)\n"
     "  --tolerance T       of a sequence; a single row may have 10 T (1e-5; with bf16 1e-2)\n"
     "  --reply-dtype D     dtype of the outputs (f32)\n"
+    "  --payload D         auto, or inline: no shared memory, also on the service's host (auto)\n"
     "\n"
     "Ends with 0 when all cuts are within the tolerance, 1 when not, 2 for wrong options, 3 or 4\n"
     "for a wrong case, 5 for a wrong endpoint, 7 when the service does not answer.\n";
@@ -28,6 +30,7 @@ struct options {
     const char *dir, *endpoint;
     double tolerance; /* 0: the dtype's own */
     enum mla_dtype reply_dtype;
+    bool payload_inline;
 };
 
 static enum mla_status refuse_option(const char *what, const char *value)
@@ -43,6 +46,7 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
         {"endpoint", required_argument, NULL, 'e'},
         {"tolerance", required_argument, NULL, 't'},
         {"reply-dtype", required_argument, NULL, 'r'},
+        {"payload", required_argument, NULL, 'p'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
@@ -58,6 +62,10 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
             options.tolerance = strtod(optarg, &end);
             if (end == optarg || *end || !(options.tolerance > 0) || !isfinite(options.tolerance))
                 return refuse_option("--tolerance must be a positive number, not ", optarg);
+            break;
+        case 'p':
+            if (!mla_payload_option("mla-check", optarg, &options.payload_inline))
+                return MLA_OPTION;
             break;
         case 'r':
             if (strcmp(optarg, "f32") != 0 && strcmp(optarg, "bf16") != 0)
@@ -153,14 +161,36 @@ static void check_fini(struct check *check)
 {
     mla_client_close_connection(&check->client); /* first: it may still read and write slots */
     for (uint32_t i = 0; i < CHECK_SLOTS; i++) {
-        free(check->slots[i].x);
-        free(check->slots[i].y);
+        free(check->slots[i].x_grown);
+        free(check->slots[i].y_grown);
     }
     if (check->tracks)
         free(check->tracks[0].difference);
     free(check->tracks);
     free(check->rows);
     mla_case_close(&check->golden);
+}
+
+/* Every slot has room for all sequences of the case in one step, in either dtype. */
+static enum mla_status make_parts(struct check *check)
+{
+    uint64_t rows = 0;
+    void *memory = NULL;
+    for (uint32_t i = 0; i < check->golden.sequence_count; i++)
+        rows += check->golden.lengths[i];
+    if (rows > check->info->step_tokens_max)
+        rows = check->info->step_tokens_max;
+    check->part_bytes = rows * check->info->dims.hidden * sizeof(float);
+    check->part_bytes = (check->part_bytes + MLA_REGION_ALIGNMENT - 1) / MLA_REGION_ALIGNMENT *
+                        MLA_REGION_ALIGNMENT;
+    size_t slot_bytes = 2 * check->part_bytes;
+    enum mla_status status = mla_client_memory(check->client, CHECK_SLOTS * slot_bytes, &memory);
+    if (status != MLA_OK)
+        return check_failed(check, "memory for payloads", status);
+    for (uint32_t i = 0; i < CHECK_SLOTS; i++)
+        check->slots[i].part = (uint8_t *)memory + i * slot_bytes;
+    printf("payloads: %s\n", mla_client_is_shared(check->client) ? "shared memory" : "inline");
+    return MLA_OK;
 }
 
 /* The largest error of a sequence in a layer; NaN where there is one. */
@@ -255,7 +285,8 @@ static enum mla_status run(const struct options *options, struct check *check, b
         fprintf(stderr, "mla-check: %s: %s\n", options->dir, why);
         return status;
     }
-    struct mla_client_options client_options = {.timeout_ms = CHECK_TIMEOUT_MS};
+    struct mla_client_options client_options = {.timeout_ms = CHECK_TIMEOUT_MS,
+                                                .payload_inline = options->payload_inline};
     status = mla_client_connect(options->endpoint, &client_options, &check->client);
     if (status != MLA_OK) /* the client has said why */
         return status;
@@ -267,6 +298,8 @@ static enum mla_status run(const struct options *options, struct check *check, b
     if (!service_fits(check))
         return MLA_COUNT;
     status = check_init(check);
+    if (status == MLA_OK)
+        status = make_parts(check);
     return status == MLA_OK ? run_all(check, ok) : status;
 }
 

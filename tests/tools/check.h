@@ -33,7 +33,8 @@ struct check_step {
     struct check_part parts[MLA_STEP_SEQUENCES_MAX];
 };
 
-/* A RUN and its buffers, which grow as needed and are used again. */
+/* A RUN and its buffers: its part of the client's memory, or where that is too small others, which
+ * grow as needed and are used again. */
 struct check_slot {
     struct mla_client_run run;
     struct check_step *step;
@@ -41,6 +42,8 @@ struct check_slot {
     uint64_t request;
     bool in_flight;
     void *x, *y;
+    uint8_t *part; /* [2, check.part_bytes]: x, y */
+    void *x_grown, *y_grown;
     size_t x_bytes, y_bytes;
 };
 
@@ -54,6 +57,7 @@ struct check {
     float *rows;  /* [2, hidden]: golden and out; also one input row */
     struct check_step steps[CHECK_STEPS];
     struct check_slot slots[CHECK_SLOTS];
+    size_t part_bytes;
 
     /* of the cut that is being run */
     const char *cut;

@@ -112,12 +112,29 @@ static bool grow(void **buffer, size_t *bytes, size_t wanted)
     return true;
 }
 
+/* Sets the slot's x and y. */
+static bool find_room(const struct check *check, struct check_slot *slot, size_t x_bytes,
+                      size_t y_bytes)
+{
+    if (x_bytes <= check->part_bytes && y_bytes <= check->part_bytes) {
+        slot->x = slot->part;
+        slot->y = slot->part + check->part_bytes;
+        return true;
+    }
+    if (!grow(&slot->x_grown, &slot->x_bytes, x_bytes) ||
+        !grow(&slot->y_grown, &slot->y_bytes, y_bytes))
+        return false;
+    slot->x = slot->x_grown;
+    slot->y = slot->y_grown;
+    return true;
+}
+
 static enum mla_status slot_fill(struct check *check, struct check_slot *slot,
                                  struct check_step *step, uint32_t layer)
 {
     size_t values = (size_t)step->rows * check->info->dims.hidden;
-    if (!grow(&slot->x, &slot->x_bytes, values * mla_dtype_bytes(check->dtype)) ||
-        !grow(&slot->y, &slot->y_bytes, values * mla_dtype_bytes(check->reply_dtype))) {
+    if (!find_room(check, slot, values * mla_dtype_bytes(check->dtype),
+                   values * mla_dtype_bytes(check->reply_dtype))) {
         fprintf(stderr, "mla-check: %s: out of memory\n", check->cut);
         return MLA_MEMORY;
     }

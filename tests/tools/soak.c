@@ -3,6 +3,7 @@
 #include "proto/clock.h"
 #include "proto/parse.h"
 #include "tests/lib/formula.h"
+#include "tests/lib/payload_option.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -23,6 +24,7 @@ static const char usage[] =
     "  --runs N         how many\n"
     "  --rows N         rows of a RUN (16)\n"
     "  --in-flight N    RUNs at a time (4)\n"
+    "  --payload P      auto, or inline: no shared memory, also on the service's host (auto)\n"
     "\n"
     "Ends with 0 when all outputs are alike and nothing is left, 1 when not, 2 for wrong options,\n"
     "7 when the service does not answer.\n";
@@ -30,6 +32,7 @@ static const char usage[] =
 struct options {
     const char *endpoint;
     uint64_t runs, rows, in_flight;
+    bool payload_inline;
 };
 
 /* A place for a RUN that is on its way. */
@@ -46,7 +49,7 @@ struct soak {
     struct mla_open_entry *entries;
     uint64_t *sequences;
     size_t bytes;   /* of a payload */
-    float *x;       /* one input for all */
+    float *x;       /* one input for all, and the outputs behind it: the client's memory */
     uint8_t *first; /* [layers, rows, hidden]: the first output of each layer */
     bool *known;    /* [layers] */
     struct place places[IN_FLIGHT_MAX];
@@ -72,20 +75,25 @@ static enum mla_status allocate(struct soak *soak)
     uint64_t hidden = soak->info->dims.hidden;
     uint64_t shape[2] = {options->rows, hidden};
     soak->bytes = options->rows * hidden * sizeof *soak->x;
-    soak->x = malloc(soak->bytes);
     soak->first = malloc(soak->info->layer_count * soak->bytes);
     soak->known = calloc(soak->info->layer_count, sizeof *soak->known);
     soak->entries = calloc(options->rows, sizeof *soak->entries);
     soak->sequences = calloc(options->rows, sizeof *soak->sequences);
-    bool ok = soak->x && soak->first && soak->known && soak->entries && soak->sequences;
-    for (uint64_t i = 0; ok && i < options->in_flight; i++) {
-        soak->places[i].run.y = malloc(soak->bytes);
-        ok = soak->places[i].run.y != NULL;
-    }
+    bool ok = soak->first && soak->known && soak->entries && soak->sequences;
     if (!ok) {
         fputs("mla-soak: out of memory\n", stderr);
         return MLA_MEMORY;
     }
+    size_t step =
+        (soak->bytes + MLA_REGION_ALIGNMENT - 1) / MLA_REGION_ALIGNMENT * MLA_REGION_ALIGNMENT;
+    void *memory = NULL;
+    enum mla_status status =
+        mla_client_memory(soak->client, (1 + options->in_flight) * step, &memory);
+    if (status != MLA_OK)
+        return failed(soak, "memory for payloads", status);
+    soak->x = memory;
+    for (uint64_t i = 0; i < options->in_flight; i++)
+        soak->places[i].run.y = (uint8_t *)memory + (1 + i) * step;
     mla_formula_fill("soak", 2, shape, 0, options->rows * hidden, soak->x);
     for (uint64_t i = 0; i < options->rows; i++) {
         soak->entries[i] = (struct mla_open_entry){.sequence = i + 1, .tokens = 1};
@@ -178,7 +186,8 @@ static enum mla_status check_empty(struct soak *soak, bool *ok)
 static enum mla_status run(struct soak *soak, bool *ok)
 {
     const struct options *options = &soak->options;
-    struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS};
+    struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS,
+                                                .payload_inline = options->payload_inline};
     enum mla_status status = mla_client_connect(options->endpoint, &client_options, &soak->client);
     if (status != MLA_OK) /* the client has said why */
         return status;
@@ -206,6 +215,7 @@ static enum mla_status run(struct soak *soak, bool *ok)
     status = mla_client_free(soak->client, soak->sequences, (uint32_t)options->rows);
     if (status != MLA_OK)
         return failed(soak, "FREE", status);
+    printf("payloads: %s\n", mla_client_is_shared(soak->client) ? "shared memory" : "inline");
     printf("%" PRIu64 " RUNs of %" PRIu64 " rows in %.1f s, %.0f a second, %" PRIu64
            " refused as BUSY, %" PRIu64 " differing\n",
            soak->done, options->rows, seconds, (double)soak->done / seconds, soak->busy,
@@ -217,10 +227,7 @@ static enum mla_status run(struct soak *soak, bool *ok)
 
 static void soak_fini(struct soak *soak)
 {
-    mla_client_close_connection(&soak->client); /* first: it may still use x and y */
-    for (int i = 0; i < IN_FLIGHT_MAX; i++)
-        free(soak->places[i].run.y);
-    free(soak->x);
+    mla_client_close_connection(&soak->client);
     free(soak->first);
     free(soak->known);
     free(soak->entries);
@@ -240,9 +247,13 @@ static bool read_number(const char *name, uint64_t most, uint64_t *out)
 static enum mla_status read_options(int argc, char **argv, struct options *out, bool *help)
 {
     static const struct option known[] = {
-        {"endpoint", required_argument, NULL, 'e'}, {"runs", required_argument, NULL, 'n'},
-        {"rows", required_argument, NULL, 'r'},     {"in-flight", required_argument, NULL, 'f'},
-        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0},
+        {"endpoint", required_argument, NULL, 'e'},
+        {"runs", required_argument, NULL, 'n'},
+        {"rows", required_argument, NULL, 'r'},
+        {"in-flight", required_argument, NULL, 'f'},
+        {"payload", required_argument, NULL, 'p'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     struct options options = {.rows = 16, .in_flight = 4};
     int option;
@@ -257,6 +268,9 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
             break;
         case 'r':
             ok = read_number("rows", MLA_STEP_SEQUENCES_MAX, &options.rows);
+            break;
+        case 'p':
+            ok = mla_payload_option("mla-soak", optarg, &options.payload_inline);
             break;
         case 'f':
             ok = read_number("in-flight", IN_FLIGHT_MAX, &options.in_flight);

@@ -20,6 +20,10 @@ static void set_count(uint16_t type, uint32_t count)
         sent.u.truncate.count = count;
     else if (type == MLA_FREE)
         sent.u.free.count = count;
+    else if (type == MLA_RUN)
+        sent.u.run.place_count = count;
+    else if (type == (MLA_SHARE | MLA_REPLY))
+        sent.u.share_reply.path_bytes = count;
     else
         sent.u.hello_reply.layer_count = count;
 }
@@ -78,7 +82,7 @@ static void open_reply(void)
     RANDOM(open_reply.blocks_free);
 }
 
-static void run_request(void)
+static void run_request(uint32_t places)
 {
     RANDOM(run.step);
     RANDOM(run.layer);
@@ -86,6 +90,23 @@ static void run_request(void)
     RANDOM(run.reply_dtype);
     RANDOM(run.rows);
     RANDOM(run.hidden);
+    set_count(MLA_RUN, places);
+    for (uint32_t i = 0; i < places; i++) {
+        RANDOM(run.places[i].region);
+        RANDOM(run.places[i].input_at);
+        RANDOM(run.places[i].output_at);
+    }
+}
+
+static void share_reply(uint32_t count)
+{
+    RANDOM(share_reply.region);
+    RANDOM(share_reply.bytes);
+    for (uint32_t i = 0; i < MLA_REGION_TOKEN_BYTES; i++)
+        RANDOM(share_reply.token[i]);
+    set_count(MLA_SHARE | MLA_REPLY, count);
+    for (uint32_t i = 0; i < count; i++)
+        IS(share_reply.path[i], (char)('/' + i % 60));
 }
 
 static void run_reply(void)
@@ -160,8 +181,8 @@ static uint32_t build_body(uint16_t type, uint32_t count)
         open_reply();
         return 0;
     case MLA_RUN:
-        run_request();
-        return 0;
+        run_request(count % 2);
+        return count % 2;
     case MLA_RUN | MLA_REPLY:
         run_reply();
         return 0;
@@ -188,6 +209,12 @@ static uint32_t build_body(uint16_t type, uint32_t count)
     case MLA_STATS | MLA_REPLY:
         stats_reply();
         return 0;
+    case MLA_SHARE:
+        RANDOM(share.bytes);
+        return 0;
+    case MLA_SHARE | MLA_REPLY:
+        share_reply(count % 108);
+        return count % 108;
     default:
         abort();
     }
@@ -197,7 +224,7 @@ static uint32_t build_body(uint16_t type, uint32_t count)
 static void build(uint16_t type, uint32_t count)
 {
     bool reply = (type & MLA_REPLY) != 0;
-    bool payload = (type & ~MLA_REPLY) == MLA_RUN;
+    bool payload = type == (MLA_RUN | MLA_REPLY) || (type == MLA_RUN && count % 2 == 0);
     memset(&sent, 0, sizeof sent);
     sent.header = (struct mla_header){.type = type,
                                       .request_id = frame_random(&frame),
@@ -253,6 +280,7 @@ static const uint16_t types[] = {
     MLA_RUN,      MLA_RUN | MLA_REPLY,      MLA_CLOSE, MLA_CLOSE | MLA_REPLY,
     MLA_FORK,     MLA_FORK | MLA_REPLY,     MLA_FREE,  MLA_FREE | MLA_REPLY,
     MLA_TRUNCATE, MLA_TRUNCATE | MLA_REPLY, MLA_STATS, MLA_STATS | MLA_REPLY,
+    MLA_SHARE,    MLA_SHARE | MLA_REPLY,
 };
 
 #define EACH_TYPE                                                                                  \
@@ -349,7 +377,7 @@ Test(message, every_corruption_is_refused_or_means_what_it_says)
 static bool has_entries(uint16_t type)
 {
     return type == MLA_OPEN || type == MLA_FORK || type == MLA_TRUNCATE || type == MLA_FREE ||
-           type == (MLA_HELLO | MLA_REPLY);
+           type == MLA_RUN || type == (MLA_HELLO | MLA_REPLY) || type == (MLA_SHARE | MLA_REPLY);
 }
 
 Test(message, unused_header_fields_are_zero)
@@ -407,18 +435,27 @@ Test(message, header_says_what_could_be_read)
 
 Test(message, counts_over_their_limit)
 {
-    static const uint16_t counted[] = {MLA_OPEN, MLA_FORK, MLA_TRUNCATE, MLA_FREE,
-                                       MLA_HELLO | MLA_REPLY};
+    static const struct {
+        uint16_t type;
+        uint32_t limit;
+    } counted[] = {{MLA_OPEN, MLA_STEP_SEQUENCES_MAX},
+                   {MLA_FORK, MLA_STEP_SEQUENCES_MAX},
+                   {MLA_TRUNCATE, MLA_STEP_SEQUENCES_MAX},
+                   {MLA_FREE, MLA_STEP_SEQUENCES_MAX},
+                   {MLA_RUN, 1},
+                   {MLA_HELLO | MLA_REPLY, MLA_LAYERS_MAX},
+                   {MLA_SHARE | MLA_REPLY, MLA_REGION_PATH_BYTES_MAX}};
     for (size_t i = 0; i < sizeof counted / sizeof *counted; i++) {
-        uint32_t limit = counted[i] & MLA_REPLY ? MLA_LAYERS_MAX : MLA_STEP_SEQUENCES_MAX;
+        uint16_t type = counted[i].type;
+        uint32_t limit = counted[i].limit;
         size_t bytes = 4711;
-        build(counted[i], limit);
+        build(type, limit);
         const uint32_t counts[] = {limit + 1, 0x20000000, 0x80000000, UINT32_MAX};
         for (size_t k = 0; k < 4; k++) {
             frame_set(&frame, COUNT_AT, counts[k], 4);
-            cr_assert_eq(decode(frame.bytes), MLA_LIMIT, "type %u, %u", counted[i], counts[k]);
+            cr_assert_eq(decode(frame.bytes), MLA_LIMIT, "type %u, %u", type, counts[k]);
         }
-        set_count(counted[i], limit + 1);
+        set_count(type, limit + 1);
         cr_assert_eq(mla_message_encode(&sent, encoded, sizeof encoded, &bytes), MLA_LIMIT);
         cr_assert_eq(bytes, 4711);
     }

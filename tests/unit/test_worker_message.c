@@ -3,7 +3,7 @@
 
 #include <criterion/criterion.h>
 
-enum { MICROBATCHES = 3, ENTRIES = 6, TABLES = 4, COPIES = 2, BLOCKS = 10 };
+enum { MICROBATCHES = 3, ENTRIES = 6, TABLES = 4, COPIES = 2, BLOCKS = 10, RUNS = 5 };
 
 /* The arrays of the plan that is sent. */
 static struct plan {
@@ -12,6 +12,7 @@ static struct plan {
     struct mla_plan_table tables[TABLES];
     struct mla_plan_copy copies[COPIES];
     uint32_t blocks[BLOCKS];
+    struct mla_plan_run runs[RUNS];
 } plan;
 
 static struct mla_worker_message sent, got, again;
@@ -22,8 +23,9 @@ static uint8_t *received; /* what `got` points into */
 #define RANDOM(field)    PUT_RANDOM(&frame, sent.u.field)
 #define IS(field, value) PUT(&frame, sent.u.field, value)
 
-static const uint16_t types[] = {MLA_JOIN, MLA_ADOPT,     MLA_READY,  MLA_PLAN,    MLA_WORK,
-                                 MLA_DONE, MLA_HEARTBEAT, MLA_FAILED, MLA_SHUTDOWN};
+static const uint16_t types[] = {MLA_JOIN,     MLA_ADOPT,  MLA_READY,     MLA_PLAN,
+                                 MLA_WORK,     MLA_DONE,   MLA_HEARTBEAT, MLA_FAILED,
+                                 MLA_SHUTDOWN, MLA_ATTACH, MLA_ATTACHED,  MLA_DETACH};
 
 #define EACH_TYPE                                                                                  \
     for (const uint16_t *type = types; type < types + sizeof types / sizeof *types; type++)
@@ -72,7 +74,7 @@ static void plan_arrays(void)
     static const uint32_t counts[MICROBATCHES] = {3, 1, 2};
     uint32_t first = 0;
     for (uint32_t i = 0; i < ENTRIES; i++)
-        plan.entries[i].tokens = 1 + (uint32_t)frame_random(&frame) % 100;
+        plan.entries[i].tokens = 2 + (uint32_t)frame_random(&frame) % 100;
     for (uint32_t i = 0; i < MICROBATCHES; i++) {
         struct mla_plan_microbatch *microbatch = &plan.microbatches[i];
         uint32_t rows = 0;
@@ -103,6 +105,24 @@ static void plan_arrays(void)
         PUT_RANDOM(&frame, plan.blocks[i]);
 }
 
+/* The microbatches are two runs, one, and two, somewhere among 10000 rows of the client. */
+static void plan_runs(void)
+{
+    static const uint32_t counts[MICROBATCHES] = {2, 1, 2};
+    uint32_t k = 0;
+    for (uint32_t i = 0; i < MICROBATCHES; i++) {
+        uint32_t rows = plan.microbatches[i].rows;
+        uint32_t at = 0;
+        for (uint32_t left = counts[i]; left > 0; left--, k++) {
+            uint32_t count = left > 1 ? 1 : rows - at;
+            PUT(&frame, plan.runs[k].microbatch_row, at);
+            PUT(&frame, plan.runs[k].client_row, (uint32_t)frame_random(&frame) % 9000);
+            PUT(&frame, plan.runs[k].count, count);
+            at += count;
+        }
+    }
+}
+
 static void plan_message(void)
 {
     RANDOM(plan.step);
@@ -112,15 +132,19 @@ static void plan_message(void)
     IS(plan.table_count, TABLES);
     IS(plan.copy_count, COPIES);
     IS(plan.block_count, BLOCKS);
+    IS(plan.run_count, RUNS);
+    IS(plan.rows, 10000);
     sent.u.plan.microbatches = plan.microbatches;
     sent.u.plan.entries = plan.entries;
     sent.u.plan.tables = plan.tables;
     sent.u.plan.copies = plan.copies;
     sent.u.plan.blocks = plan.blocks;
+    sent.u.plan.runs = plan.runs;
     plan_arrays();
+    plan_runs();
 }
 
-static void work(void)
+static void work(bool shared)
 {
     RANDOM(work.step);
     RANDOM(work.work);
@@ -130,6 +154,22 @@ static void work(void)
     IS(work.dtype, MLA_BF16);
     IS(work.reply_dtype, MLA_F32);
     RANDOM(work.rows);
+    IS(work.region, shared ? frame_random(&frame) | 1 : 0);
+    IS(work.input_at, shared ? frame_random(&frame) << 4 : 0);
+    IS(work.output_at, shared ? frame_random(&frame) << 4 : 0);
+}
+
+static uint32_t attach(uint32_t count)
+{
+    count = count < MLA_REGION_PATH_BYTES_MAX ? count : MLA_REGION_PATH_BYTES_MAX;
+    RANDOM(attach.region);
+    RANDOM(attach.bytes);
+    for (uint32_t i = 0; i < MLA_REGION_TOKEN_BYTES; i++)
+        RANDOM(attach.token[i]);
+    sent.u.attach.path_bytes = count;
+    for (uint32_t i = 0; i < count; i++)
+        IS(attach.path[i], (char)('a' + i % 26));
+    return count;
 }
 
 static void done(void)
@@ -143,8 +183,8 @@ static void done(void)
     RANDOM(done.collective_ns);
 }
 
-/* Returns the count of the header. */
-static uint32_t build_body(uint16_t type, uint32_t count)
+/* Returns the count of the header. `shared`: rows in shared memory. */
+static uint32_t build_body(uint16_t type, uint32_t count, bool shared)
 {
     switch (type) {
     case MLA_JOIN:
@@ -161,7 +201,7 @@ static uint32_t build_body(uint16_t type, uint32_t count)
         plan_message();
         return 0;
     case MLA_WORK:
-        work();
+        work(shared);
         return 0;
     case MLA_DONE:
         done();
@@ -176,6 +216,15 @@ static uint32_t build_body(uint16_t type, uint32_t count)
         RANDOM(failed.rank);
         RANDOM(failed.status);
         return 0;
+    case MLA_ATTACH:
+        return attach(count);
+    case MLA_ATTACHED:
+        RANDOM(attached.region);
+        RANDOM(attached.status);
+        return 0;
+    case MLA_DETACH:
+        RANDOM(detach.region);
+        return 0;
     default:
         return 0;
     }
@@ -183,14 +232,15 @@ static uint32_t build_body(uint16_t type, uint32_t count)
 
 static void build(uint16_t type, uint32_t count)
 {
-    bool payload = type == MLA_WORK || type == MLA_DONE;
+    bool shared = type == MLA_WORK && count % 2 == 0;
+    bool payload = (type == MLA_WORK && !shared) || type == MLA_DONE;
     memset(&sent, 0, sizeof sent);
     sent.header = (struct mla_header){.type = type,
                                       .request_id = frame_random(&frame),
                                       .epoch = frame_random(&frame),
                                       .payload_bytes = payload ? frame_random(&frame) >> 34 : 0};
     frame_begin(&frame, &sent.header);
-    frame_finish(&frame, build_body(type, count));
+    frame_finish(&frame, build_body(type, count, shared));
 }
 
 static enum mla_status decode(size_t bytes)
@@ -268,6 +318,10 @@ Test(worker_message, plan_arrays_are_found_at_odd_addresses)
     }
     for (uint32_t i = 0; i < BLOCKS; i++)
         cr_assert_eq(mla_plan_block_at(&got.u.plan, i), plan.blocks[i]);
+    for (uint32_t i = 0; i < RUNS; i++) {
+        struct mla_plan_run run = mla_plan_run_at(&got.u.plan, i);
+        cr_assert_eq(memcmp(&run, &plan.runs[i], sizeof run), 0);
+    }
     free(odd);
 }
 
@@ -277,7 +331,7 @@ Test(worker_message, empty_plan)
     sent.header.type = MLA_PLAN;
     frame_begin(&frame, &sent.header);
     frame_put(&frame, 0, 8);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 8; i++)
         frame_put(&frame, 0, 4);
     frame_finish(&frame, 0);
     check_round_trip();
@@ -327,7 +381,7 @@ Test(worker_message, unused_header_fields_are_zero)
         cr_assert_eq(decode(frame.bytes), MLA_MALFORMED, "type %u, status", *type);
         frame_set(&frame, STATUS_AT, 0, 4);
         frame_set(&frame, PAYLOAD_AT, 4, 8);
-        bool payload = *type == MLA_WORK || *type == MLA_DONE;
+        bool payload = *type == MLA_WORK || *type == MLA_DONE; /* 3: WORK without a region */
         cr_assert_eq(decode(frame.bytes), payload ? MLA_OK : MLA_MALFORMED, "type %u", *type);
     }
 }
@@ -335,7 +389,7 @@ Test(worker_message, unused_header_fields_are_zero)
 Test(worker_message, other_types_are_refused)
 {
     for (uint32_t type = 0; type <= UINT16_MAX; type++) {
-        if (type >= MLA_JOIN && type <= MLA_SHUTDOWN)
+        if (type >= MLA_JOIN && type <= MLA_DETACH)
             continue;
         build(MLA_SHUTDOWN, 0);
         frame_set(&frame, 6, type, 2);
@@ -347,7 +401,8 @@ Test(worker_message, counts_over_their_limit)
 {
     static const uint32_t limits[] = {
         MLA_STEP_MICROBATCHES_MAX, MLA_STEP_SEQUENCES_MAX + MLA_STEP_MICROBATCHES_MAX,
-        MLA_STEP_SEQUENCES_MAX, MLA_STEP_SEQUENCES_MAX, MLA_PLAN_BLOCKS_MAX};
+        MLA_STEP_SEQUENCES_MAX,    MLA_STEP_SEQUENCES_MAX,
+        MLA_PLAN_BLOCKS_MAX,       MLA_STEP_SEQUENCES_MAX + MLA_STEP_MICROBATCHES_MAX};
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
         const uint32_t counts[] = {limits[i] + 1, 0x0ccccccd, 0x40000000, UINT32_MAX};
         for (size_t k = 0; k < 4; k++) {
@@ -367,6 +422,9 @@ Test(worker_message, counts_over_their_limit)
     build(MLA_ADOPT, 4);
     frame_set(&frame, COUNT_AT, MLA_DECODE_BUCKETS_MAX + 1, 4);
     cr_assert_eq(decode(frame.bytes), MLA_LIMIT);
+    build(MLA_ATTACH, 4);
+    frame_set(&frame, COUNT_AT, MLA_REGION_PATH_BYTES_MAX + 1, 4);
+    cr_assert_eq(decode(frame.bytes), MLA_LIMIT);
 }
 
 Test(worker_message, capacity)
@@ -383,9 +441,10 @@ Test(worker_message, capacity)
 
 /* Where the arrays of the plan stand. */
 enum {
-    MICROBATCH = MLA_HEADER_BYTES + 32,
+    MICROBATCH = MLA_HEADER_BYTES + 40,
     ENTRY = MICROBATCH + MICROBATCHES * 20,
     TABLE = ENTRY + ENTRIES * 12,
+    RUN = TABLE + TABLES * 12 + COPIES * 8 + BLOCKS * 4,
 };
 
 Test(worker_message, plans_that_disagree_with_themselves)
@@ -408,6 +467,15 @@ Test(worker_message, plans_that_disagree_with_themselves)
         {ENTRY + 8, UINT32_MAX, 0},              /* tokens whose sum wraps */
         {TABLE + 8, 2, MLA_INDEX_NONE},          /* blocks are not the tables' sum */
         {TABLE + 8, UINT32_MAX, MLA_INDEX_NONE}, /* a sum that wraps */
+        {RUN + 0, 1, 0},                         /* a run's row: a gap before */
+        {RUN + 12, 0, 0},                        /* twice the same row */
+        {RUN + 8, 0, 0},                         /* an empty run */
+        {RUN + 20, UINT32_MAX, 0},               /* more rows than the microbatch has */
+        {RUN + 20, 1, 0},                        /* fewer */
+        {RUN + 4, 10000, 0},                     /* behind the client's last row */
+        {RUN + 28, UINT32_MAX, 1},               /* far behind */
+        {RUN + 56, 1, 2},                        /* the last one does not reach the end */
+        {MLA_HEADER_BYTES + 36, 5, 0},           /* the client has not so many rows */
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         build(MLA_PLAN, 0);
@@ -469,6 +537,17 @@ Test(worker_message, fields_outside_their_values)
             frame_set(&frame, MLA_HEADER_BYTES + at, dtype, 4);
             cr_assert_eq(decode(frame.bytes), known ? MLA_OK : MLA_FIELD);
         }
+    }
+    build(MLA_WORK, 2); /* in a region */
+    frame_set(&frame, PAYLOAD_AT, 64, 8);
+    cr_assert_eq(decode(frame.bytes), MLA_MALFORMED, "a payload as well");
+    for (size_t at = 48; at <= 56; at += 8) {
+        build(MLA_WORK, 2);
+        frame_set(&frame, MLA_HEADER_BYTES + at, 8, 8);
+        cr_assert_eq(decode(frame.bytes), MLA_FIELD, "not aligned");
+        build(MLA_WORK, 1);
+        frame_set(&frame, MLA_HEADER_BYTES + at, 16, 8);
+        cr_assert_eq(decode(frame.bytes), MLA_FIELD, "a place without a region");
     }
     static const struct {
         size_t at;
