@@ -226,6 +226,17 @@ enum mla_status mla_bench_ceilings(struct mla_timer *timer, struct mla_ceilings 
     return status;
 }
 
+static enum mla_status run_nothing(void *context)
+{
+    (void)context;
+    return MLA_OK;
+}
+
+enum mla_status mla_bench_fences(struct mla_timer *timer, double *us)
+{
+    return median_us(timer, (struct mla_timer_body){run_nothing, NULL}, us);
+}
+
 enum mla_status mla_bench_put(struct mla_backend *backend, const void *data, size_t bytes,
                               void **out)
 {

@@ -62,6 +62,8 @@ void mla_bench_device_name(const struct mla_bench_options *options, char *name, 
 
 /* Measures what is 0. */
 enum mla_status mla_bench_ceilings(struct mla_timer *timer, struct mla_ceilings *ceilings);
+/* Microseconds from one fence to the next with nothing in between: a part of every time. */
+enum mla_status mla_bench_fences(struct mla_timer *timer, double *us);
 
 /* New memory with a copy of `bytes` bytes; with `count` values in [-1, 1); with NaNs, which show
  * what nobody writes. MLA_MEMORY. */

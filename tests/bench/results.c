@@ -46,15 +46,18 @@ enum mla_status mla_bench_begin(struct mla_timer *timer, const struct mla_bench_
     char device[128];
     const char *backend = timer->backend->ops->name;
     const char *dtype = mla_dtype_name(timer->backend->activation);
+    double fences_us = 0;
     enum mla_status status = mla_bench_ceilings(timer, ceilings);
+    if (status == MLA_OK)
+        status = mla_bench_fences(timer, &fences_us);
     if (status != MLA_OK)
         return status;
     mla_bench_device_name(options, device, sizeof device);
-    printf("%s, %s: %s; %s; copy %.0f GB/s, product %.2f TFLOP/s\n", bench, backend, device, dtype,
-           ceilings->bytes_per_s / 1e9, ceilings->flops_per_s / 1e12);
-    *root = json_pack("{s:s, s:s, s:s, s:s, s:f, s:f}", "bench", bench, "backend", backend,
+    printf("%s, %s: %s; %s; copy %.0f GB/s, product %.2f TFLOP/s; fences %.1f us\n", bench, backend,
+           device, dtype, ceilings->bytes_per_s / 1e9, ceilings->flops_per_s / 1e12, fences_us);
+    *root = json_pack("{s:s, s:s, s:s, s:s, s:f, s:f, s:f}", "bench", bench, "backend", backend,
                       "device", device, "dtype", dtype, "bandwidth_bytes_s", ceilings->bytes_per_s,
-                      "peak_flops_s", ceilings->flops_per_s);
+                      "peak_flops_s", ceilings->flops_per_s, "fences_us", fences_us);
     return *root ? MLA_OK : MLA_MEMORY;
 }
 

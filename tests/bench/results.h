@@ -28,7 +28,8 @@ void mla_results_fini(struct mla_results *results);
 enum mla_status mla_results_add(struct mla_results *results, const struct mla_result *result);
 
 /* Measures the ceilings that aren't known, prints what runs where, and begins the JSON: bench,
- * backend, device, dtype and ceilings. MLA_MEMORY, or a device failure. */
+ * backend, device, dtype, ceilings, and the time between
+ * two fences. MLA_MEMORY, or a device failure. */
 enum mla_status mla_bench_begin(struct mla_timer *timer, const struct mla_bench_options *options,
                                 const char *bench, struct mla_ceilings *ceilings, json_t **root);
 /* Adds the rows to the JSON, writes it where the options want it, and frees both. The first

@@ -1,5 +1,7 @@
 #include "tests/conformance/device.h"
 
+#include "tests/conformance/gpu.h"
+
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdio.h>
@@ -50,21 +52,11 @@ int64_t mla_random_int(int64_t low, int64_t high)
     return low + (int64_t)(random_bits() % (uint64_t)(high - low + 1));
 }
 
-bool mla_device_has_gpu(void)
-{
-    if (mla_backend_cuda_count() > 0)
-        return true;
-    cr_assert_null(getenv("MLA_EXPECT_GPU"), "a GPU is expected, and there is none");
-    if (MLA_HAVE_CUDA)
-        fputs("SKIPPED: no GPU\n", stderr); /* a warning of Criterion's would be a failure */
-    return false;
-}
-
 void mla_each_device(void (*body)(struct mla_device *))
 {
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++) {
         struct mla_device device = {0};
-        if (backends[i].create == create_cuda && !mla_device_has_gpu())
+        if (backends[i].create == create_cuda && !mla_test_has_gpu())
             continue;
         cr_log_info("backend: %s", backends[i].name);
         cr_assert_eq(backends[i].create(&device.backend), MLA_OK);

@@ -17,9 +17,6 @@ struct mla_device {
  * finds no GPU it says so, and fails if the environment has MLA_EXPECT_GPU. */
 void mla_each_device(void (*body)(struct mla_device *));
 
-/* Without one it says so, in a build with CUDA, and fails if a GPU is expected. */
-bool mla_device_has_gpu(void);
-
 /* In [0, 1); in [low, high]. */
 double mla_random(void);
 int64_t mla_random_int(int64_t low, int64_t high);

@@ -1,6 +1,6 @@
 /* The layer on a GPU: eager and replayed, bit for bit the same and near the naive one, in shapes
  * that take the kernels for DeepSeek's dimensions and in shapes that take the plain ones. */
-#include "tests/conformance/device.h"
+#include "tests/conformance/gpu.h"
 #include "tests/lib/layer_world.h"
 
 #include <criterion/criterion.h>
@@ -41,7 +41,7 @@ static void check(const struct model *model, int64_t chunk_rows)
 #define TEST_MODEL(name, model, chunk_rows)                                                        \
     Test(layer_cuda, name)                                                                         \
     {                                                                                              \
-        if (mla_device_has_gpu())                                                                  \
+        if (mla_test_has_gpu())                                                                    \
             check(&(model), (chunk_rows));                                                         \
     }
 
@@ -56,7 +56,7 @@ TEST_MODEL(v3_128_heads, real[4], 1000)
 
 Test(layer_cuda, two_open_steps_take_turns)
 {
-    if (!mla_device_has_gpu())
+    if (!mla_test_has_gpu())
         return;
     begin(&real[0], 64);
     plan_microbatch(&world_plan, MLA_PREFILL);
