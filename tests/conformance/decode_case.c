@@ -166,7 +166,8 @@ double *mla_decode_wanted(const struct mla_decode_setup *setup)
 void mla_decode_expect(struct mla_decode_setup *setup, struct mla_device *device,
                        const double *want, const char *what)
 {
-    mla_expect_rounded(device, &setup->out, want, setup->c->latent + setup->c->rope, 2, what);
+    mla_expect_rounded(device, &setup->out, want, setup->c->latent + setup->c->rope,
+                       setup->attend.out_row_stride, 2, what);
 }
 
 void mla_decode_check(struct mla_device *device, const struct mla_decode_case *c)

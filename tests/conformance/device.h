@@ -53,11 +53,12 @@ double *mla_wanted(const struct mla_tensor *tensor);
 void mla_expect(struct mla_device *device, struct mla_tensor *got, const double *want, int64_t k,
                 const char *what);
 
-/* The same for results behind several roundings to dtype, one after the other or of terms of one
- * sum. One is at most 2^-9 of its value; they are independent, so together they grow as the square
- * root of their number. */
+/* The same, relative to the mean magnitude of each `row` elements: an average over many values is
+ * smaller than one over few, and so are its errors. `roundings` to dtype lie behind a result, one
+ * after the other or of terms of one sum. One is at most 2^-9 of its value; they are independent,
+ * so together they grow as the square root of their number. */
 void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const double *want,
-                        int64_t k, int roundings, const char *what);
+                        int64_t k, int64_t row, int roundings, const char *what);
 
 void mla_device_synchronize(struct mla_device *device);
 

@@ -273,7 +273,7 @@ static void both_forms(struct mla_device *device)
     }
     /* Absorbed: the query's latent, weights, the output's latent, the output. Expanded: keys,
      * values, weights, the output, and again after each of four merges. */
-    mla_expect_rounded(device, &b, want, DIM, 4 + 8, "prefill against decode");
+    mla_expect_rounded(device, &b, want, DIM, HEADS * V_DIM, 4 + 8, "prefill against decode");
     free(want);
     mla_tensor_free(&a);
     mla_tensor_free(&b);

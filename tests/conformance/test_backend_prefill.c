@@ -130,7 +130,8 @@ static void check(struct mla_device *device, const struct prefill_case *c)
                           want_lse + row * c->heads + head);
             }
     /* Weights may be rounded to the activations' dtype before they are multiplied with values. */
-    mla_expect_rounded(device, &out, want, c->nope + c->rope, 2, "attend_prefill: out");
+    mla_expect_rounded(device, &out, want, c->nope + c->rope, attend.out_row_stride, 2,
+                       "attend_prefill: out");
     mla_expect(device, &lse, want_lse, c->nope + c->rope, "attend_prefill: lse");
     free(want);
     free(want_lse);
