@@ -188,7 +188,9 @@ static cublasStatus_t propose(cublasLtHandle_t blas, struct plan *plan, int most
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, plan->key.c_alignment},
     };
     size_t workspace = MLA_CUDA_WORKSPACE_BYTES;
-    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* split sums stay f32 */
+    /* Split sums stay f32. Some algorithms round them before they add a bias: none is split. */
+    uint32_t reductions =
+        plan->key.bias ? CUBLASLT_REDUCTION_SCHEME_NONE : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     cublasLtMatmulPreferenceOpaque_t preference;
     TRY(cublasLtMatmulPreferenceInit(&preference));
     TRY(cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,

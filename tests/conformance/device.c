@@ -197,10 +197,9 @@ static double magnitude(const double *want, int64_t count)
 void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const double *want,
                         int64_t k, int64_t row, int roundings, const char *what)
 {
-    double tolerance = 1e-6 * sqrt((double)k);
+    const double sums = 1e-6 * sqrt((double)k), last = got->dtype == MLA_BF16 ? 0x1p-8 : 0;
+    const double earlier = roundings > 1 ? 3 * last * sqrt((double)roundings - 1) : last;
     double scale = 0;
-    if (got->dtype == MLA_BF16)
-        tolerance += 0x1p-8 * sqrt((double)roundings);
     mla_tensor_download(device, got);
     for (int64_t i = 0; i < got->count; i++)
         cr_assert_eq(kind((double)got->host[i]), kind(want[i]), "%s[%ld]: %g instead of %g", what,
@@ -211,7 +210,7 @@ void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const
         if (kind(want[i]) != 0)
             continue;
         double error = fabs((double)got->host[i] - want[i]);
-        cr_assert_leq(error, tolerance * (fabs(want[i]) + scale), "%s[%ld]: %.9g for %.9g", what,
-                      (long)i, (double)got->host[i], want[i]);
+        cr_assert_leq(error, (sums + last) * fabs(want[i]) + (sums + earlier) * scale,
+                      "%s[%ld]: %.9g for %.9g", what, (long)i, (double)got->host[i], want[i]);
     }
 }

@@ -54,9 +54,11 @@ void mla_expect(struct mla_device *device, struct mla_tensor *got, const double 
                 const char *what);
 
 /* The same, relative to the mean magnitude of each `row` elements: an average over many values is
- * smaller than one over few, and so are its errors. `roundings` to dtype lie behind a result, one
- * after the other or of terms of one sum. One is at most 2^-9 of its value; they are independent,
- * so together they grow as the square root of their number. */
+ * smaller than one over few, and so are its errors. `roundings` to bf16 lie behind a result, the
+ * last one of itself, the others of terms of the sum that it is. One is at most 2^-8 of its value,
+ * and 0.42 of that as root mean square. Errors of many terms add up like the terms, to a normal
+ * distribution; five of its standard deviations are 5 * 0.42 / 0.8 < 3 times 2^-8 of the mean
+ * magnitude. Those of several stages are independent. */
 void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const double *want,
                         int64_t k, int64_t row, int roundings, const char *what);
 
