@@ -231,42 +231,6 @@ static enum mla_status gather_keys(struct mla_layer_setup *setup, uint32_t conte
     return status;
 }
 
-static enum mla_status alone_gather(struct mla_collective *collective, void *data, size_t count)
-{
-    (void)collective;
-    (void)data;
-    (void)count;
-    return MLA_OK;
-}
-
-/* This rank's part is the first. */
-static enum mla_status alone_reduce(struct mla_collective *collective, void *data, size_t count,
-                                    void **part)
-{
-    (void)collective;
-    (void)count;
-    *part = data;
-    return MLA_OK;
-}
-
-static enum mla_status alone_alloc(struct mla_collective *collective, size_t bytes, void **out)
-{
-    struct mla_backend *backend = ((struct mla_alone *)(void *)collective)->backend;
-    return backend->ops->alloc(backend, bytes, out);
-}
-
-static void alone_free(struct mla_collective *collective, void *memory)
-{
-    struct mla_backend *backend = ((struct mla_alone *)(void *)collective)->backend;
-    backend->ops->free(backend, memory);
-}
-
-static const struct mla_collective_ops alone_ops = {.name = "none",
-                                                    .all_gather = alone_gather,
-                                                    .reduce_scatter = alone_reduce,
-                                                    .alloc = alone_alloc,
-                                                    .free = alone_free};
-
 static enum mla_status read_config(struct mla_layer_setup *setup,
                                    const struct mla_layer_options *options)
 {
@@ -291,8 +255,7 @@ static enum mla_status make_layer(struct mla_layer_setup *setup,
     const struct mla_config *c = &setup->config;
     int64_t decode = padded(setup, options->decode_rows);
     int64_t rows = padded(setup, larger(options->decode_rows, options->prefill_tokens));
-    setup->collective =
-        (struct mla_alone){{.ops = &alone_ops, .ranks = setup->shard.ranks}, backend};
+    mla_alone_init(&setup->collective, backend, setup->shard.ranks);
     enum mla_status status = mla_layer_init(&setup->layer, backend, &setup->collective.base,
                                             &setup->shard, &setup->cache, rows, decode, CHUNK_ROWS);
     if (status == MLA_OK)

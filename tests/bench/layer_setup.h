@@ -3,6 +3,7 @@
 #define MLA_TESTS_BENCH_LAYER_SETUP_H
 
 #include "tests/bench/device.h"
+#include "tests/lib/alone.h"
 #include "worker/layer.h"
 
 struct mla_layer_options {
@@ -14,13 +15,6 @@ struct mla_layer_options {
     uint32_t prefill_tokens, prefill_context; /* of one sequence; 0: no prefill */
     bool kv_given, compare_given, bare;       /* bare: beside bare products, not the floor */
     enum mla_dtype kv_dtype;
-};
-
-/* Collectives of a rank that is alone in its process, whatever the number of ranks: nothing moves.
- * Memory is the backend's. */
-struct mla_alone {
-    struct mla_collective base;
-    struct mla_backend *backend;
 };
 
 /* Weights are formulas (tests/lib/formula.h), inputs and cached rows noise. */

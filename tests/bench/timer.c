@@ -70,15 +70,25 @@ static enum mla_status sample(struct mla_timer *timer, struct mla_timer_body bod
     return status == MLA_OK ? mla_series_add(us, (double)ns / 1e3) : status;
 }
 
+/* As mla-worker does it for what it captures. */
+static enum mla_status tune(struct mla_backend *backend, bool on)
+{
+    return backend->ops->tune ? backend->ops->tune(backend, on) : MLA_OK;
+}
+
 enum mla_status mla_timer_samples(struct mla_timer *timer, struct mla_timer_body body, bool graph,
                                   uint32_t repeat, struct mla_series *us)
 {
     struct mla_backend *backend = timer->backend;
     struct mla_graph *captured = NULL;
     /* The first run may allocate and choose algorithms, which a capture can't. */
-    enum mla_status status = body.run(body.context);
+    enum mla_status status = graph ? tune(backend, true) : MLA_OK;
+    if (status == MLA_OK)
+        status = body.run(body.context);
     if (status == MLA_OK)
         status = backend->ops->synchronize(backend);
+    if (status == MLA_OK)
+        status = tune(backend, false);
     if (status == MLA_OK && graph && backend->graphs)
         status = capture(backend, body, &captured);
     if (status == MLA_OK && captured)

@@ -1,5 +1,6 @@
 #include "tests/lib/layer_world.h"
 
+#include "tests/lib/alone.h"
 #include "tests/lib/formula.h"
 #include "tests/lib/reference.h"
 #include "tests/lib/synth.h"
@@ -29,7 +30,7 @@ static char folder[] = "/tmp/mla-test-layer-XXXXXX";
 static const uint32_t layer_numbers[LAYERS] = {0, 3};
 static struct mla_checkpoint checkpoint;
 static struct mla_backend *backend;
-static struct mla_collective *collective;
+static struct mla_alone alone;
 static struct mla_shard shard;
 static struct mla_kvcache cache;
 static struct mla_layer layer;
@@ -124,15 +125,15 @@ void world_begin(const struct model *model, struct mla_backend *given, enum mla_
     tolerance = allowed;
     cr_assert_not_null(mkdtemp(folder));
     write_model(model);
-    cr_assert_eq(mla_collective_mpi_create(0, 1, &collective), MLA_OK);
+    mla_alone_init(&alone, backend, 1);
     cr_assert_eq(mla_shard_load(&checkpoint, 0, 1, backend, &shard), MLA_OK);
     cr_assert_eq(mla_shard_make_rope_table(&shard, backend, CONTEXT_MAX), MLA_OK);
     cr_assert_eq(mla_kvcache_init(&cache, backend, &shard.config, kv_dtype, LAYERS, BLOCKS,
                                   SEQUENCES, CONTEXT_MAX),
                  MLA_OK);
-    cr_assert_eq(
-        mla_layer_init(&layer, backend, collective, &shard, &cache, ROWS_MAX, ROWS_MAX, chunk_rows),
-        MLA_OK);
+    cr_assert_eq(mla_layer_init(&layer, backend, &alone.base, &shard, &cache, ROWS_MAX, ROWS_MAX,
+                                chunk_rows),
+                 MLA_OK);
     cr_assert_leq(shard.config.hidden, HIDDEN_MAX);
     cr_assert_eq(backend->ops->alloc(backend, sizeof(float) * ROWS_MAX * HIDDEN_MAX, &x), MLA_OK);
     poison();
@@ -162,7 +163,6 @@ void world_end(void)
     mla_kvcache_fini(&cache);
     mla_shard_free(&shard, backend);
     mla_checkpoint_close(&checkpoint);
-    collective->ops->destroy(&collective);
     backend->ops->destroy(&backend);
     remove_model();
 }
