@@ -26,7 +26,7 @@ enum {
 
 static const char usage[] =
     "usage: mla-bench replay --trace FILE --endpoint E --layers L --concurrency C\n"
-    "                        [--limit N] [--prefill-budget N] [--json FILE]\n"
+    "                        [--limit N] [--prefill-budget N] [--halves] [--json FILE]\n"
     "\n"
     "Runs the requests of a trace (CSV: prompt_tokens,output_tokens) with continuous batching\n"
     "and chunked prefill, C at a time. Each step is one token of every request past its prompt\n"
@@ -40,6 +40,8 @@ static const char usage[] =
     "  --limit N             only the first N requests\n"
     "  --prefill-budget N    prompt tokens of one step (512)\n"
     "  --payload auto|inline inline: no shared memory, also on the service's host (auto)\n"
+    "  --halves              each step's decodes and prompt chunks as two steps, one after the\n"
+    "                        other: what a mixed step is compared with\n"
     "  --json FILE           writes the numbers there as well\n";
 
 static double now_s(void)
@@ -97,24 +99,33 @@ static enum mla_status settle(struct mla_replay *replay, enum mla_status status)
     return free_leaving(replay);
 }
 
+/* One attempt to open a step of these shares. */
+static enum mla_status open_shares(struct mla_replay *replay, uint64_t step, uint32_t first,
+                                   uint32_t count)
+{
+    const struct mla_scheduler *scheduler = &replay->scheduler;
+    struct mla_open_entry entries[MLA_STEP_SEQUENCES_MAX];
+    for (uint32_t i = 0; i < count; i++) {
+        const struct mla_share *share = &scheduler->shares[first + i];
+        const struct mla_request *request = &scheduler->requests[share->request];
+        entries[i] = (struct mla_open_entry){request->sequence, request->computed, share->tokens};
+    }
+    uint64_t sent_ns = mla_now_ns();
+    enum mla_status status = mla_client_open(replay->client, step, entries, count, &replay->opened);
+    if (status == MLA_OK)
+        status = mla_series_add(&replay->open, (double)(mla_now_ns() - sent_ns) / 1e3);
+    return status;
+}
+
 /* Opens the scheduler's step, or what of it has room: maybe nothing. */
 static enum mla_status open_step(struct mla_replay *replay, uint64_t step)
 {
-    struct mla_scheduler *scheduler = &replay->scheduler;
-    struct mla_open_entry entries[MLA_STEP_SEQUENCES_MAX];
+    const struct mla_scheduler *scheduler = &replay->scheduler;
     double since_s = now_s();
     while (scheduler->share_count > 0) {
-        for (uint32_t i = 0; i < scheduler->share_count; i++) {
-            const struct mla_share *share = &scheduler->shares[i];
-            const struct mla_request *request = &scheduler->requests[share->request];
-            entries[i] =
-                (struct mla_open_entry){request->sequence, request->computed, share->tokens};
-        }
-        uint64_t sent_ns = mla_now_ns();
-        enum mla_status status =
-            mla_client_open(replay->client, step, entries, scheduler->share_count, &replay->opened);
+        enum mla_status status = open_shares(replay, step, 0, scheduler->share_count);
         if (status == MLA_OK)
-            return mla_series_add(&replay->open, (double)(mla_now_ns() - sent_ns) / 1e3);
+            return MLA_OK;
         if (pause_for(status, since_s))
             continue;
         status = settle(replay, status);
@@ -146,8 +157,11 @@ static enum mla_status run_layer(struct mla_replay *replay, uint64_t step, uint3
     } while (pause_for(status, since_s));
     if (status != MLA_OK)
         return status;
-    return mla_run_parts_add(decode_only ? &replay->decode : &replay->prefill, sent_ns,
-                             mla_now_ns(), &times);
+    uint64_t returned_ns = mla_now_ns();
+    replay->runs_s += (double)(returned_ns - sent_ns) / 1e9;
+    replay->computing_s += ((double)times.compute_ns + times.collective_ns) / 1e9;
+    return mla_run_parts_add(decode_only ? &replay->decode : &replay->prefill, sent_ns, returned_ns,
+                             &times);
 }
 
 static void count_step(struct mla_replay *replay)
@@ -180,7 +194,30 @@ static enum mla_status run_step(struct mla_replay *replay, uint64_t step, bool *
     if (status != MLA_OK)
         return status;
     count_step(replay);
-    return mla_scheduler_commit(&replay->scheduler, now_s());
+    return MLA_OK;
+}
+
+/* The step's decodes and its prompt chunks as two steps, one after the other. */
+static enum mla_status run_halves(struct mla_replay *replay, uint64_t step, bool *lost)
+{
+    const struct mla_scheduler *scheduler = &replay->scheduler;
+    uint32_t decodes = 0;
+    while (decodes < scheduler->share_count && scheduler->shares[decodes].decode)
+        decodes++;
+    const uint32_t ends[] = {0, decodes, scheduler->share_count};
+    enum mla_status status = MLA_OK;
+    for (uint32_t half = 0; half < 2 && status == MLA_OK; half++) {
+        uint32_t count = ends[half + 1] - ends[half];
+        if (count == 0)
+            continue;
+        status = open_shares(replay, 2 * step + half, ends[half], count);
+        if (status != MLA_OK)
+            return failed(replay, "OPEN of a half", status);
+        status = run_step(replay, 2 * step + half, lost);
+        if (*lost)
+            return failed(replay, "RUN of a half", MLA_GROUP_LOST);
+    }
+    return status;
 }
 
 static enum mla_status run_requests(struct mla_replay *replay)
@@ -197,10 +234,14 @@ static enum mla_status run_requests(struct mla_replay *replay)
         mla_scheduler_next(scheduler, now_s());
         if (scheduler->share_count == 0)
             break;
-        status = open_step(replay, step);
-        if (status != MLA_OK || scheduler->share_count == 0)
-            continue;
-        status = run_step(replay, step, &lost);
+        if (!replay->options.halves) {
+            status = open_step(replay, step);
+            if (status != MLA_OK || scheduler->share_count == 0)
+                continue;
+        }
+        status = (replay->options.halves ? run_halves : run_step)(replay, step, &lost);
+        if (status == MLA_OK && !lost)
+            status = mla_scheduler_commit(scheduler, now_s());
         if (status == MLA_OK)
             status = free_leaving(replay);
         replay->steps_lost += lost;
@@ -322,11 +363,17 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
                                     bool *help)
 {
     static const struct option known[] = {
-        {"trace", required_argument, NULL, 't'},  {"endpoint", required_argument, NULL, 'e'},
-        {"layers", required_argument, NULL, 'l'}, {"concurrency", required_argument, NULL, 'c'},
-        {"limit", required_argument, NULL, 'n'},  {"prefill-budget", required_argument, NULL, 'p'},
-        {"json", required_argument, NULL, 'j'},   {"payload", required_argument, NULL, 'P'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+        {"trace", required_argument, NULL, 't'},
+        {"endpoint", required_argument, NULL, 'e'},
+        {"layers", required_argument, NULL, 'l'},
+        {"concurrency", required_argument, NULL, 'c'},
+        {"limit", required_argument, NULL, 'n'},
+        {"prefill-budget", required_argument, NULL, 'p'},
+        {"json", required_argument, NULL, 'j'},
+        {"payload", required_argument, NULL, 'P'},
+        {"halves", no_argument, NULL, 'H'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     struct mla_replay_options options = {.prefill_budget = 512};
     int option;
@@ -356,6 +403,9 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
             break;
         case 'j':
             options.json = optarg;
+            break;
+        case 'H':
+            options.halves = true;
             break;
         case 'h':
             *help = true;

@@ -11,7 +11,7 @@
 struct mla_replay_options {
     const char *trace, *endpoint, *json;
     uint32_t layers, concurrency, limit, prefill_budget;
-    bool payload_inline;
+    bool payload_inline, halves;
 };
 
 struct mla_replay {
@@ -24,6 +24,7 @@ struct mla_replay {
                         that steps differ */
     struct mla_open_reply opened; /* the step that is open */
     double started_s, ended_s;
+    double runs_s, computing_s; /* of all RUNs: as the client saw them, and the workers' part */
     uint64_t steps, decode_steps, steps_lost;
     uint64_t decode_rows;          /* over the decode-only steps */
     uint32_t decode_rows_max;      /* of one of them */

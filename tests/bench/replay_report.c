@@ -74,6 +74,10 @@ static void print_totals(const struct mla_replay *replay, const struct totals *t
     print_value("Request throughput (req/s):", totals->requests_per_s);
     print_value("Output token throughput (tok/s):", totals->output_per_s);
     print_value("Total token throughput (tok/s):", totals->tokens_per_s);
+    print_value("In RUNs (s):", replay->runs_s);
+    print_value("Workers computing (s):", replay->computing_s);
+    print_value("Workers computing (% of duration):",
+                100 * replay->computing_s / totals->duration_s);
     print_latency("----------------- Time to first token ---------------", "TTFT", &totals->ttft);
     print_latency("-------- Time per output token (without the 1st) ----", "TPOT", &totals->tpot);
     print_latency("----------------- Inter-token latency ---------------", "ITL", &totals->itl);
@@ -121,15 +125,15 @@ static json_t *report_json(struct mla_replay *replay, const struct totals *total
         "total_input_tokens", (json_int_t)totals->input_tokens, "total_output_tokens",
         (json_int_t)totals->output_tokens, "request_throughput", totals->requests_per_s,
         "output_throughput", totals->output_per_s, "total_token_throughput", totals->tokens_per_s);
-    json_t *rest =
-        json_pack("{s:o, s:o, s:o, s:I, s:I, s:f, s:i, s:i, s:I, s:o, s:o}", "ttft_ms",
-                  summary_json(&totals->ttft), "tpot_ms", summary_json(&totals->tpot), "itl_ms",
-                  summary_json(&totals->itl), "steps", (json_int_t)replay->steps, "decode_steps",
-                  (json_int_t)replay->decode_steps, "decode_rows_mean", totals->decode_rows_mean,
-                  "decode_rows_max", (int)replay->decode_rows_max, "preemptions",
-                  (int)replay->scheduler.preemptions, "steps_lost", (json_int_t)replay->steps_lost,
-                  "decode_runs", mla_run_parts_json(&replay->decode), "prefill_runs",
-                  mla_run_parts_json(&replay->prefill));
+    json_t *rest = json_pack(
+        "{s:f, s:f, s:o, s:o, s:o, s:I, s:I, s:f, s:i, s:i, s:I, s:o, s:o}", "runs_s",
+        replay->runs_s, "computing_s", replay->computing_s, "ttft_ms", summary_json(&totals->ttft),
+        "tpot_ms", summary_json(&totals->tpot), "itl_ms", summary_json(&totals->itl), "steps",
+        (json_int_t)replay->steps, "decode_steps", (json_int_t)replay->decode_steps,
+        "decode_rows_mean", totals->decode_rows_mean, "decode_rows_max",
+        (int)replay->decode_rows_max, "preemptions", (int)replay->scheduler.preemptions,
+        "steps_lost", (json_int_t)replay->steps_lost, "decode_runs",
+        mla_run_parts_json(&replay->decode), "prefill_runs", mla_run_parts_json(&replay->prefill));
     if (json && rest && json_object_update(json, rest) == 0) {
         json_decref(rest);
         return json;
