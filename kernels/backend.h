@@ -215,13 +215,17 @@ struct mla_backend_ops {
     /* Host memory that copy_in and copy_out reach at full speed. */
     enum mla_status (*host_alloc)(struct mla_backend *, size_t bytes, void **out);
     void (*host_free)(struct mla_backend *, void *memory); /* NULL is allowed */
+    /* Gives memory that is there already what host_alloc's has, until host_unregister: whole
+     * pages, which then stay in memory. MLA_MEMORY. */
+    enum mla_status (*host_register)(struct mla_backend *, void *memory, size_t bytes);
+    void (*host_unregister)(struct mla_backend *, void *memory);
     /* Host to device and back, ordered with the operations. upload may borrow its source, and
      * download its destination, until the next synchronize. */
     enum mla_status (*upload)(struct mla_backend *, void *dst, const void *src, size_t bytes);
     enum mla_status (*download)(struct mla_backend *, void *dst, const void *src, size_t bytes);
     /* Device to device, ordered with the operations. */
     enum mla_status (*move)(struct mla_backend *, void *dst, const void *src, size_t bytes);
-    /* Between host_alloc's memory and the device, on the queues IN and OUT. */
+    /* Between such memory and the device, on the queues IN and OUT. */
     enum mla_status (*copy_in)(struct mla_backend *, void *dst, const void *src, size_t bytes);
     enum mla_status (*copy_out)(struct mla_backend *, void *dst, const void *src, size_t bytes);
     /* All that was queued has finished. */

@@ -337,10 +337,27 @@ static enum mla_status on_attach(struct executor *executor)
     const struct mla_grant grant = executor->incoming.u.attach;
     if (!executor->adopted)
         return MLA_MALFORMED;
+    struct mla_backend *backend = executor->backend;
     enum mla_status status = mla_payload_attach(&executor->payload, &grant);
+    if (status == MLA_OK) {
+        const struct mla_region *region = mla_payload_region(&executor->payload, grant.region);
+        status = backend->ops->host_register(backend, region->data, region->bytes);
+        if (status != MLA_OK)
+            mla_payload_detach(&executor->payload, grant.region);
+    }
     outgoing(executor, MLA_ATTACHED);
     executor->outgoing.u.attached = (struct mla_attached){.region = grant.region, .status = status};
     return send(executor, NULL);
+}
+
+/* All RUNs that named it were answered. */
+static void detach(struct executor *executor, uint64_t number)
+{
+    const struct mla_region *region = mla_payload_region(&executor->payload, number);
+    if (!region)
+        return;
+    executor->backend->ops->host_unregister(executor->backend, region->data);
+    mla_payload_detach(&executor->payload, number);
 }
 
 /* One message. *end is set by SHUTDOWN. */
@@ -363,8 +380,8 @@ static enum mla_status handle(struct executor *executor, const struct mla_incomi
         return on_work(executor, incoming->payload);
     case MLA_ATTACH:
         return on_attach(executor);
-    case MLA_DETACH: /* all RUNs that named it were answered */
-        mla_payload_detach(&executor->payload, executor->incoming.u.detach.region);
+    case MLA_DETACH:
+        detach(executor, executor->incoming.u.detach.region);
         return MLA_OK;
     case MLA_SHUTDOWN:
         *end = true;
@@ -440,6 +457,8 @@ static void fini(struct executor *executor)
     mla_channel_destroy(&executor->channel);
     mla_channel_context_destroy(&executor->context);
     mla_flights_fini(&executor->flights);
+    while (executor->payload.region_count > 0)
+        detach(executor, executor->payload.regions[0].number);
     mla_payload_fini(&executor->payload);
     mla_trace_close(&executor->trace);
     free(executor);

@@ -77,7 +77,7 @@ enum mla_status mla_payload_plan(struct mla_payload *payload, const struct mla_p
     return MLA_OK;
 }
 
-static struct mla_region *find(struct mla_payload *payload, uint64_t number)
+const struct mla_region *mla_payload_region(const struct mla_payload *payload, uint64_t number)
 {
     for (uint32_t i = 0; i < payload->region_count; i++)
         if (payload->regions[i].number == number)
@@ -87,7 +87,7 @@ static struct mla_region *find(struct mla_payload *payload, uint64_t number)
 
 enum mla_status mla_payload_attach(struct mla_payload *payload, const struct mla_grant *grant)
 {
-    if (payload->region_count == MLA_CLIENTS_MAX || find(payload, grant->region))
+    if (payload->region_count == MLA_CLIENTS_MAX || mla_payload_region(payload, grant->region))
         return MLA_UNSUPPORTED;
     enum mla_status status =
         mla_region_map(grant, MAP_TIMEOUT_MS, &payload->regions[payload->region_count]);
@@ -98,11 +98,13 @@ enum mla_status mla_payload_attach(struct mla_payload *payload, const struct mla
 
 void mla_payload_detach(struct mla_payload *payload, uint64_t number)
 {
-    struct mla_region *region = find(payload, number);
-    if (!region)
+    uint32_t at = 0;
+    while (at < payload->region_count && payload->regions[at].number != number)
+        at++;
+    if (at == payload->region_count)
         return;
-    mla_region_unmap(region);
-    *region = payload->regions[--payload->region_count];
+    mla_region_unmap(&payload->regions[at]);
+    payload->regions[at] = payload->regions[--payload->region_count];
     payload->regions[payload->region_count] = (struct mla_region){0};
 }
 
@@ -158,7 +160,7 @@ enum mla_status mla_payload_resolve(struct mla_payload *payload, const struct ml
             pieces->input[pieces->input_count++] = (struct mla_piece){frame->data, work->rows};
         return MLA_OK;
     }
-    const struct mla_region *region = find(payload, work->region);
+    const struct mla_region *region = mla_payload_region(payload, work->region);
     uint8_t *input = region ? place(region, work->input_at, step->rows, input_row) : NULL;
     uint8_t *output = region ? place(region, work->output_at, step->rows, output_row) : NULL;
     if (!input || !output || frame)

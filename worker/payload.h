@@ -50,6 +50,8 @@ enum mla_status mla_payload_plan(struct mla_payload *payload, const struct mla_p
 
 /* Maps a region: MLA_UNSUPPORTED, MLA_TIMEOUT, MLA_MEMORY when that can't be done here. */
 enum mla_status mla_payload_attach(struct mla_payload *payload, const struct mla_grant *grant);
+/* One that is mapped, or NULL. */
+const struct mla_region *mla_payload_region(const struct mla_payload *payload, uint64_t number);
 /* Unmaps it: nothing may read or write it any more. */
 void mla_payload_detach(struct mla_payload *payload, uint64_t region);
 

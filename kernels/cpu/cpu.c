@@ -80,6 +80,20 @@ static void cpu_free(struct mla_backend *backend, void *memory)
     free(memory);
 }
 
+static enum mla_status cpu_host_register(struct mla_backend *backend, void *memory, size_t bytes)
+{
+    (void)backend;
+    (void)memory;
+    (void)bytes;
+    return MLA_OK;
+}
+
+static void cpu_host_unregister(struct mla_backend *backend, void *memory)
+{
+    (void)backend;
+    (void)memory;
+}
+
 static enum mla_status cpu_move(struct mla_backend *backend, void *dst, const void *src,
                                 size_t bytes)
 {
@@ -210,6 +224,8 @@ static const struct mla_backend_ops cpu_ops = {
     .memory_free = cpu_memory_free,
     .host_alloc = cpu_alloc,
     .host_free = cpu_free,
+    .host_register = cpu_host_register,
+    .host_unregister = cpu_host_unregister,
     .upload = cpu_move,
     .download = cpu_move,
     .move = cpu_move,

@@ -80,6 +80,18 @@ static enum mla_status transfer(struct mla_backend *backend, enum mla_queue queu
 }
 
 /* A captured transfer would read the host's memory again at each replay. */
+static enum mla_status cuda_host_register(struct mla_backend *backend, void *memory, size_t bytes)
+{
+    return mla_cuda_check(mla_cuda_of(backend),
+                          cudaHostRegister(memory, bytes, cudaHostRegisterDefault),
+                          "cudaHostRegister");
+}
+
+static void cuda_host_unregister(struct mla_backend *backend, void *memory)
+{
+    mla_cuda_check(mla_cuda_of(backend), cudaHostUnregister(memory), "cudaHostUnregister");
+}
+
 static enum mla_status cuda_upload(struct mla_backend *backend, void *dst, const void *src,
                                    size_t bytes)
 {
@@ -314,6 +326,8 @@ static const struct mla_backend_ops cuda_ops = {
     .memory_free = cuda_memory_free,
     .host_alloc = cuda_host_alloc,
     .host_free = cuda_host_free,
+    .host_register = cuda_host_register,
+    .host_unregister = cuda_host_unregister,
     .upload = cuda_upload,
     .download = cuda_download,
     .move = cuda_move,
