@@ -239,7 +239,7 @@ Test(backend, latents)
 }
 
 struct rope_case {
-    int64_t rows, heads, dim;
+    int64_t rows, heads, dim, gap;
     bool interleaved, in_place;
 };
 
@@ -249,9 +249,9 @@ static void check_rope(struct mla_device *device, const struct rope_case *c)
     const enum mla_dtype dtype = device->backend->activation;
     const int64_t heads = c->heads, dim = c->dim;
     /* In a query the rope part follows the nope part of each head. */
-    const int64_t src_head = dim + 7, src_row = heads * src_head + 1;
-    const int64_t dst_head = c->in_place ? src_head : dim + 2;
-    const int64_t dst_row = c->in_place ? src_row : heads * dst_head + 3;
+    const int64_t src_head = dim + 7 * c->gap, src_row = heads * src_head + c->gap;
+    const int64_t dst_head = c->in_place ? src_head : dim + 2 * c->gap;
+    const int64_t dst_row = c->in_place ? src_row : heads * dst_head + 3 * c->gap;
     struct mla_tensor src = mla_tensor_make(device, dtype, c->rows * src_row);
     struct mla_tensor dst = mla_tensor_make(device, dtype, c->rows * dst_row);
     struct mla_tensor table = mla_tensor_make(device, MLA_F32, POSITIONS * dim);
@@ -294,9 +294,10 @@ static void check_rope(struct mla_device *device, const struct rope_case *c)
 static void rope_cases(struct mla_device *device)
 {
     static const struct rope_case cases[] = {
-        {5, 3, 16, true, false},  {5, 3, 16, false, false}, {5, 1, 64, true, true},
-        {5, 2, 64, false, true},  {64, 8, 64, true, false}, {1, 1, 2, true, false},
-        {7, 128, 64, true, true},
+        {5, 3, 16, 1, true, false},  {5, 3, 16, 1, false, false}, {5, 1, 64, 1, true, true},
+        {5, 2, 64, 1, false, true},  {64, 8, 64, 1, true, false}, {1, 1, 2, 1, true, false},
+        {7, 128, 64, 1, true, true}, {9, 128, 64, 8, true, true}, {64, 16, 64, 0, true, false},
+        {3, 2, 8, 8, true, false},   {3, 2, 12, 8, true, false},  {4, 16, 64, 8, false, false},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check_rope(device, &cases[i]);
@@ -308,33 +309,34 @@ Test(backend, rope)
 }
 
 static void check_copy(struct mla_device *device, enum mla_dtype from, enum mla_dtype to,
-                       int64_t rows, int64_t n)
+                       int64_t rows, int64_t n, int64_t gap)
 {
-    struct mla_tensor src = mla_tensor_make(device, from, rows * (n + 3));
-    struct mla_tensor dst = mla_tensor_make(device, to, rows * (n + 1));
+    const int64_t src_stride = n + 3 * gap, dst_stride = n + gap;
+    struct mla_tensor src = mla_tensor_make(device, from, rows * src_stride);
+    struct mla_tensor dst = mla_tensor_make(device, to, rows * dst_stride);
     double *want = mla_wanted(&dst);
-    mla_tensor_fill(&src, 0, rows, n + 3, n);
+    mla_tensor_fill(&src, 0, rows, src_stride, n);
     src.host[0] = INFINITY;
     src.host[n - 1] = NAN;
-    src.host[n + 3] = 1.00390625f; /* between two bf16 numbers, rounded to the even one */
+    src.host[src_stride] = 1.00390625f; /* between two bf16 numbers, rounded to the even one */
     mla_tensor_upload(device, &src);
     MLA_RUN(device, copy,
             &(struct mla_copy){
                 .rows = rows,
                 .n = n,
                 .src = src.memory,
-                .src_stride = n + 3,
+                .src_stride = src_stride,
                 .src_dtype = from,
                 .dst = dst.memory,
-                .dst_stride = n + 1,
+                .dst_stride = dst_stride,
                 .dst_dtype = to,
             });
     mla_tensor_download(device, &src);
     for (int64_t i = 0; i < rows * n; i++) {
-        float value = src.host[i / n * (n + 3) + i % n];
+        float value = src.host[i / n * src_stride + i % n];
         if (to == MLA_BF16)
             value = mla_bf16_to_f32(mla_f32_to_bf16(value));
-        want[i / n * (n + 1) + i % n] = (double)value;
+        want[i / n * dst_stride + i % n] = (double)value;
     }
     mla_expect(device, &dst, want, 0, "copy");
     /* Conversion is exact: no tolerance is left over from dtype either. */
@@ -349,8 +351,10 @@ static void copy_dtypes(struct mla_device *device)
 {
     static const enum mla_dtype dtypes[] = {MLA_F32, MLA_BF16};
     for (int i = 0; i < 4; i++) {
-        check_copy(device, dtypes[i / 2], dtypes[i % 2], 2, 2);
-        check_copy(device, dtypes[i / 2], dtypes[i % 2], 33, 577);
+        check_copy(device, dtypes[i / 2], dtypes[i % 2], 2, 2, 1);
+        check_copy(device, dtypes[i / 2], dtypes[i % 2], 33, 577, 1);
+        check_copy(device, dtypes[i / 2], dtypes[i % 2], 33, 2048, 8);
+        check_copy(device, dtypes[i / 2], dtypes[i % 2], 70, 64, 0);
     }
 }
 

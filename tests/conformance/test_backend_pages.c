@@ -5,33 +5,52 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 
-enum { BLOCK = MLA_BLOCK_TOKENS, BLOCKS = 9, LATENT = 24, ROPE = 6, DIM = LATENT + ROPE };
+enum { BLOCK = MLA_BLOCK_TOKENS, BLOCKS = 9 };
 
-static struct mla_kv_pool pool_of(const struct mla_tensor *rows)
+/* Rows of the pool, and the gap behind those outside of it. */
+struct width {
+    enum mla_dtype dtype;
+    int64_t latent, rope, gap;
+};
+
+static const struct width widths[] = {
+    {MLA_F32, 24, 6, 2},  {MLA_BF16, 24, 6, 2},   {MLA_BF16, 3, 2, 0},
+    {MLA_F32, 64, 16, 8}, {MLA_BF16, 512, 64, 0}, {MLA_BF16, 512, 64, 1536}, /* V3's rows */
+};
+
+static void each_width(struct mla_device *device,
+                       void (*check)(struct mla_device *, const struct width *))
 {
-    return (struct mla_kv_pool){rows->memory, rows->dtype, LATENT, ROPE};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+        check(device, &widths[i]);
 }
 
-static void check_write(struct mla_device *device, enum mla_dtype dtype)
+static struct mla_kv_pool pool_of(const struct mla_tensor *rows, const struct width *width)
 {
+    return (struct mla_kv_pool){rows->memory, rows->dtype, width->latent, width->rope};
+}
+
+static void check_write(struct mla_device *device, const struct width *width)
+{
+    const int64_t dim = width->latent + width->rope;
     const int64_t block = BLOCK;
     const int64_t slots[] = {block * 3 + 63, MLA_SLOT_NONE, 0, block * BLOCKS - 1, 64};
-    enum { ROWS = sizeof slots / sizeof *slots, STRIDE = DIM + 2 };
-    struct mla_tensor pool = mla_tensor_make(device, dtype, (int64_t)BLOCKS * BLOCK * DIM);
-    struct mla_tensor src =
-        mla_tensor_make(device, device->backend->activation, (int64_t)ROWS * STRIDE);
-    mla_tensor_fill(&src, 0, ROWS, STRIDE, DIM);
+    enum { ROWS = sizeof slots / sizeof *slots };
+    const int64_t stride = dim + width->gap;
+    struct mla_tensor pool = mla_tensor_make(device, width->dtype, (int64_t)BLOCKS * BLOCK * dim);
+    struct mla_tensor src = mla_tensor_make(device, device->backend->activation, ROWS * stride);
+    mla_tensor_fill(&src, 0, ROWS, stride, dim);
     mla_tensor_upload(device, &src);
     double *want = mla_wanted(&pool);
     for (int64_t row = 0; row < ROWS; row++)
-        for (int64_t i = 0; slots[row] != MLA_SLOT_NONE && i < DIM; i++)
-            want[slots[row] * DIM + i] = (double)src.host[row * STRIDE + i];
+        for (int64_t i = 0; slots[row] != MLA_SLOT_NONE && i < dim; i++)
+            want[slots[row] * dim + i] = (double)src.host[row * stride + i];
     MLA_RUN(device, kv_write,
             &(struct mla_kv_write){
-                .pool = pool_of(&pool),
+                .pool = pool_of(&pool, width),
                 .rows = ROWS,
                 .src = src.memory,
-                .src_stride = STRIDE,
+                .src_stride = stride,
                 .slots = mla_device_put(device, slots, sizeof slots),
             });
     mla_expect(device, &pool, want, 0, "kv_write");
@@ -40,28 +59,29 @@ static void check_write(struct mla_device *device, enum mla_dtype dtype)
     mla_tensor_free(&src);
 }
 
-static void write_dtypes(struct mla_device *device)
+static void write_rows(struct mla_device *device)
 {
-    check_write(device, MLA_F32);
-    check_write(device, MLA_BF16);
+    each_width(device, check_write);
 }
 
 Test(pages, write)
 {
-    mla_each_device(write_dtypes);
+    mla_each_device(write_rows);
 }
 
 /* Three sequences, the tables of two share a block; the second has nothing in this chunk. */
-static void check_gather(struct mla_device *device, enum mla_dtype dtype)
+static void check_gather(struct mla_device *device, const struct width *width)
 {
-    enum { STRIDE = DIM + 4, ROWS = 150 + 0 + 65 };
+    const int64_t dim = width->latent + width->rope;
+    enum { ROWS = 150 + 0 + 65 };
+    const int64_t stride = dim + width->gap;
     static const int32_t tables[] = {7, 2, 5, INT32_MAX, 8, INT32_MAX, 0, 0, 2, 4, 0, 0};
     static const int32_t table[] = {0, 1, 2}, row_first[] = {0, 1, 2, 3};
     static const int32_t kv_length[] = {190, 10, 128};
     static const int32_t begin[] = {1, 10, 63}, context_first[] = {0, 150, 150, ROWS};
-    struct mla_tensor pool = mla_tensor_make(device, dtype, (int64_t)BLOCKS * BLOCK * DIM);
+    struct mla_tensor pool = mla_tensor_make(device, width->dtype, (int64_t)BLOCKS * BLOCK * dim);
     struct mla_tensor dst =
-        mla_tensor_make(device, device->backend->activation, (int64_t)(ROWS + 1) * STRIDE);
+        mla_tensor_make(device, device->backend->activation, (ROWS + 1) * stride);
     mla_tensor_fill(&pool, 0, 1, pool.count, pool.count);
     mla_tensor_upload(device, &pool);
     double *want = mla_wanted(&dst);
@@ -70,12 +90,12 @@ static void check_gather(struct mla_device *device, enum mla_dtype dtype)
             int64_t token = begin[s] + row - context_first[s];
             const int32_t *blocks = tables + (ptrdiff_t)s * 4;
             int64_t slot = (int64_t)blocks[token / BLOCK] * BLOCK + token % BLOCK;
-            for (int64_t i = 0; i < DIM; i++)
-                want[row * STRIDE + i] = (double)pool.host[slot * DIM + i];
+            for (int64_t i = 0; i < dim; i++)
+                want[row * stride + i] = (double)pool.host[slot * dim + i];
         }
     }
     struct mla_kv_gather gather = {
-        .kv = {.pool = pool_of(&pool),
+        .kv = {.pool = pool_of(&pool, width),
                .tables = mla_device_put(device, tables, sizeof tables),
                .table_stride = 4,
                .sequences = 3,
@@ -86,7 +106,7 @@ static void check_gather(struct mla_device *device, enum mla_dtype dtype)
         .begin = mla_device_put(device, begin, sizeof begin),
         .context_first = mla_device_put(device, context_first, sizeof context_first),
         .dst = dst.memory,
-        .dst_stride = STRIDE,
+        .dst_stride = stride,
     };
     MLA_RUN(device, kv_gather, &gather);
     mla_expect(device, &dst, want, 0, "kv_gather");
@@ -95,45 +115,44 @@ static void check_gather(struct mla_device *device, enum mla_dtype dtype)
     mla_tensor_free(&dst);
 }
 
-static void gather_dtypes(struct mla_device *device)
+static void gather_rows(struct mla_device *device)
 {
-    check_gather(device, MLA_F32);
-    check_gather(device, MLA_BF16);
+    each_width(device, check_gather);
 }
 
 Test(pages, gather)
 {
-    mla_each_device(gather_dtypes);
+    mla_each_device(gather_rows);
 }
 
-static void check_copy(struct mla_device *device, enum mla_dtype dtype)
+static void check_copy(struct mla_device *device, const struct width *width)
 {
-    enum { PAGE = BLOCK * DIM };
+    const int64_t dim = width->latent + width->rope;
+    const int64_t page = BLOCK * dim;
     static const int32_t src[] = {0, 4, 4}, dst[] = {8, 1, 2};
-    struct mla_tensor pool = mla_tensor_make(device, dtype, (int64_t)BLOCKS * PAGE);
-    mla_tensor_fill(&pool, 0, 6, PAGE, PAGE - 1); /* half-filled pages are copied too */
+    struct mla_tensor pool = mla_tensor_make(device, width->dtype, BLOCKS * page);
+    mla_tensor_fill(&pool, 0, 6, page, page - 1); /* half-filled pages are copied too */
     mla_tensor_upload(device, &pool);
     double *want = mla_wanted(&pool);
     for (int64_t i = 0; i < pool.count; i++)
         want[i] = (double)pool.host[i];
     for (int i = 0; i < 3; i++)
-        for (int64_t j = 0; j < PAGE; j++)
-            want[(int64_t)dst[i] * PAGE + j] = (double)pool.host[(int64_t)src[i] * PAGE + j];
-    MLA_RUN(device, kv_copy, &(struct mla_kv_copy){pool_of(&pool), 3, src, dst});
+        for (int64_t j = 0; j < page; j++)
+            want[dst[i] * page + j] = (double)pool.host[src[i] * page + j];
+    MLA_RUN(device, kv_copy, &(struct mla_kv_copy){pool_of(&pool, width), 3, src, dst});
     mla_expect(device, &pool, want, 0, "kv_copy");
     free(want);
     mla_tensor_free(&pool);
 }
 
-static void copy_dtypes(struct mla_device *device)
+static void copy_rows(struct mla_device *device)
 {
-    check_copy(device, MLA_F32);
-    check_copy(device, MLA_BF16);
+    each_width(device, check_copy);
 }
 
 Test(pages, copy)
 {
-    mla_each_device(copy_dtypes);
+    mla_each_device(copy_rows);
 }
 
 static void scatter_entries(struct mla_device *device)

@@ -215,26 +215,27 @@ Test(prefill, model_shapes)
 
 /* Rows: random, one part empty, the other, both, and a part that is far smaller. Empty parts
  * hold NaN, which must have no weight. */
-static void merge(struct mla_device *device)
+static void check_merge(struct mla_device *device, int64_t v_dim, int64_t gap)
 {
-    enum { ROWS = 40, HEADS = 3, V_DIM = 33, HEAD = V_DIM + 1, ROW = HEADS * HEAD + 2 };
+    enum { ROWS = 40, HEADS = 3 };
+    const int64_t head = v_dim + gap, row = HEADS * head + 2 * gap;
     const enum mla_dtype dtype = device->backend->activation;
-    struct mla_tensor out = mla_tensor_make(device, dtype, (int64_t)ROWS * ROW);
-    struct mla_tensor out_b = mla_tensor_make(device, dtype, (int64_t)ROWS * ROW);
+    struct mla_tensor out = mla_tensor_make(device, dtype, ROWS * row);
+    struct mla_tensor out_b = mla_tensor_make(device, dtype, ROWS * row);
     struct mla_tensor lse = mla_tensor_make(device, MLA_F32, (int64_t)ROWS * HEADS);
     struct mla_tensor lse_b = mla_tensor_make(device, MLA_F32, (int64_t)ROWS * HEADS);
     mla_tensor_fill(&lse, 0, 1, lse.count, lse.count);
     mla_tensor_fill(&lse_b, 0, 1, lse.count, lse.count);
     for (int64_t i = 0; i < (int64_t)ROWS * HEADS; i++) {
-        int64_t at = i / HEADS * ROW + i % HEADS * HEAD;
+        int64_t at = i / HEADS * row + i % HEADS * head;
         if (i % 5 == 1 || i % 5 == 3)
             lse.host[i] = -INFINITY;
         else
-            mla_tensor_fill(&out, at, 1, V_DIM, V_DIM);
+            mla_tensor_fill(&out, at, 1, v_dim, v_dim);
         if (i % 5 == 2 || i % 5 == 3)
             lse_b.host[i] = -INFINITY;
         else
-            mla_tensor_fill(&out_b, at, 1, V_DIM, V_DIM);
+            mla_tensor_fill(&out_b, at, 1, v_dim, v_dim);
         if (i % 5 == 4)
             lse.host[i] = -500;
     }
@@ -244,8 +245,8 @@ static void merge(struct mla_device *device)
     double *want = mla_wanted(&out), *want_lse = mla_wanted(&lse);
     for (int64_t i = 0; i < (int64_t)ROWS * HEADS; i++) {
         double a = exp((double)lse.host[i]), b = exp((double)lse_b.host[i]);
-        for (int64_t j = 0; j < V_DIM; j++) {
-            int64_t at = i / HEADS * ROW + i % HEADS * HEAD + j;
+        for (int64_t j = 0; j < v_dim; j++) {
+            int64_t at = i / HEADS * row + i % HEADS * head + j;
             double sum =
                 (a > 0 ? a * (double)out.host[at] : 0) + (b > 0 ? b * (double)out_b.host[at] : 0);
             want[at] = a + b > 0 ? sum / (a + b) : 0;
@@ -256,13 +257,13 @@ static void merge(struct mla_device *device)
             &(struct mla_merge){
                 .rows = ROWS,
                 .heads = HEADS,
-                .v_dim = V_DIM,
+                .v_dim = v_dim,
                 .out = out.memory,
                 .lse = lse.memory,
                 .out_b = out_b.memory,
                 .lse_b = lse_b.memory,
-                .out_row_stride = ROW,
-                .out_head_stride = HEAD,
+                .out_row_stride = row,
+                .out_head_stride = head,
             });
     mla_expect(device, &out, want, 1, "merge: out");
     mla_expect(device, &lse, want_lse, 1, "merge: lse");
@@ -270,6 +271,12 @@ static void merge(struct mla_device *device)
     free(want_lse);
     for (int i = 0; i < 4; i++)
         mla_tensor_free(all[i]);
+}
+
+static void merge(struct mla_device *device)
+{
+    check_merge(device, 33, 1);
+    check_merge(device, 128, 0);
 }
 
 Test(prefill, merge)
