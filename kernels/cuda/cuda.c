@@ -302,6 +302,7 @@ static void cuda_destroy(struct mla_backend **backend)
             cudaStreamDestroy(cuda->queues[queue]);
         }
     mla_cuda_gemm_fini(cuda);
+    mla_cuda_attend_fini(cuda);
     cudaGetLastError();
     free(cuda);
     *backend = NULL;
@@ -422,6 +423,8 @@ enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out)
         status = open_queues(cuda);
     if (status == MLA_OK)
         status = mla_cuda_gemm_init(cuda);
+    if (status == MLA_OK)
+        status = mla_cuda_attend_init(cuda);
     if (status == MLA_OK)
         *out = backend;
     else

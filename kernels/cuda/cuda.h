@@ -19,6 +19,7 @@ struct mla_cuda {
     cublasLtHandle_t blas;
     void *workspace; /* of products on the compute queue, MLA_CUDA_WORKSPACE_BYTES */
     struct mla_cuda_gemms *gemms;
+    uint32_t *prefill_queue; /* MLA_CUDA_PREFILL_QUEUE_WORDS; NULL but on sm_90 */
 };
 
 /* What NVIDIA asks for on Hopper. */
@@ -42,6 +43,10 @@ enum mla_status mla_cuda_check(struct mla_cuda *cuda, cudaError_t error, const c
 enum mla_status mla_cuda_gemm_init(struct mla_cuda *cuda);
 void mla_cuda_gemm_fini(struct mla_cuda *cuda);
 enum mla_status mla_cuda_tune(struct mla_backend *, bool on);
+
+/* What the kernels that attend share between launches. MLA_MEMORY, MLA_INTERNAL. */
+enum mla_status mla_cuda_attend_init(struct mla_cuda *cuda);
+void mla_cuda_attend_fini(struct mla_cuda *cuda);
 
 enum mla_status mla_cuda_gemm(struct mla_backend *, const struct mla_gemm *);
 enum mla_status mla_cuda_latents(struct mla_backend *, const struct mla_latents *);
