@@ -7,7 +7,7 @@
 
 enum { ROW = WORLD_HIDDEN * sizeof(float), OUT = 32 * 1024 };
 
-static const uint64_t REGION = 64 * 1024u;
+static const uint64_t REGION = 65536;
 
 static struct world world;
 
