@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # golden.sh CASE RANKS GROUPS [--tolerance T] [OPTION...]: serves the golden case's own layers and
-# compares the outputs. OPTIONs are mla-serve's. Nothing may be left behind.
+# compares the outputs. OPTIONs are mla-serve's. Payloads are in shared memory but with
+# --payload inline. Nothing may be left behind.
 set -euo pipefail
 # shellcheck source=tests/integration/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -17,6 +18,9 @@ case_dir=$mla_root/tests/golden/$name
 model=$(mla_case_model "$name")
 mla_start "$dir" 300 --model "$model" --ranks "$ranks" --groups "$groups" \
     --endpoint "ipc://$dir/clients" "$@"
-"$mla_bin/mla-check" "$case_dir" --endpoint "$mla_endpoint" "${check[@]}"
+payloads='shared memory'
+[[ " $* " != *' --payload inline '* ]] || payloads=inline
+"$mla_bin/mla-check" "$case_dir" --endpoint "$mla_endpoint" "${check[@]}" | tee "$dir/check.log"
+grep -qx "payloads: $payloads" "$dir/check.log" || mla_fail 1 "payloads did not travel: $payloads"
 mla_stop
 mla_nothing_left

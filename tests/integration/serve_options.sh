@@ -35,6 +35,9 @@ refuse 2 groups --model "$model" "${on[@]}" --groups 1x
 refuse 2 kv-dtype --model "$model" "${on[@]}" --kv-dtype int3
 refuse 2 backend --model "$model" "${on[@]}" --backend abacus
 refuse 2 buckets --model "$model" "${on[@]}" --buckets 4,2
+refuse 2 bind --model "$model" "${on[@]}" --bind maybe
+refuse 2 payload --model "$model" "${on[@]}" --payload both
+refuse 2 region --model "$model" "${on[@]}" --region-memory 2000T
 refuse 2 prefill --model "$model" "${on[@]}" --prefill-tokens-max 0
 
 refuse 3 config --model "$dir/nowhere" "${on[@]}"
