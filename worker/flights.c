@@ -40,10 +40,10 @@ static enum mla_status flight_init(const struct mla_flights *flights, struct mla
     enum mla_status status = MLA_OK;
     for (size_t i = 0; status == MLA_OK && i < sizeof fences / sizeof *fences; i++)
         status = ops->fence_create(backend, fences[i]);
-    if (backend->unified)
-        return status;
     if (status == MLA_OK)
         status = ops->host_alloc(backend, bytes, &flight->arrival);
+    if (backend->unified)
+        return status;
     if (status == MLA_OK)
         status = ops->alloc(backend, bytes, &flight->stage_in);
     if (status == MLA_OK)
@@ -132,6 +132,15 @@ static enum mla_status arrive(struct mla_flights *flights, struct mla_flight *fl
     return status;
 }
 
+/* What can be read as values of the dtype: frames come at any address. */
+static const void *aligned(const struct mla_flight *flight, const struct mla_piece *piece,
+                           size_t row)
+{
+    if ((uintptr_t)piece->data % sizeof(float) == 0)
+        return piece->data;
+    return memcpy(flight->arrival, piece->data, (size_t)piece->rows * row);
+}
+
 /* Input to x. */
 static enum mla_status take_in(struct mla_flights *flights, struct mla_flight *flight,
                                const struct mla_pieces *pieces)
@@ -139,13 +148,15 @@ static enum mla_status take_in(struct mla_flights *flights, struct mla_flight *f
     enum mla_dtype dtype = (enum mla_dtype)flight->work.dtype;
     enum mla_dtype activation = flights->backend->activation;
     size_t row = (size_t)flights->hidden * mla_dtype_bytes(activation);
+    size_t input_row = (size_t)flights->hidden * mla_dtype_bytes(dtype);
     enum mla_status status = MLA_OK;
     char *to = flights->x;
     if (!flights->backend->unified)
         return convert(flights, flight->work.rows, flight->stage_in, dtype, to, activation);
     for (uint32_t i = 0; status == MLA_OK && i < pieces->input_count; i++) {
         const struct mla_piece *piece = &pieces->input[i];
-        status = convert(flights, piece->rows, piece->data, dtype, to, activation);
+        status =
+            convert(flights, piece->rows, aligned(flight, piece, input_row), dtype, to, activation);
         to += (size_t)piece->rows * row;
     }
     return status;

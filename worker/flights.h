@@ -12,8 +12,8 @@ struct mla_flight {
     struct mla_work work;
     struct mla_blob *reply; /* own rows that go back as a frame, or NULL */
     uint64_t collective_ns; /* where the host waits for collectives; else 0 */
+    void *arrival;          /* host: a frame, aligned */
     /* Not on a backend whose memory is the host's: */
-    void *arrival;          /* host: the payload */
     void *stage_in, *stage; /* device: the payload as it came, the reply as it goes */
     struct mla_fence *arrived, *begun, *computed, *gone;
 };
