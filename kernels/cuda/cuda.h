@@ -3,6 +3,7 @@
 #define MLA_KERNELS_CUDA_CUDA_H
 
 #include "kernels/backend.h"
+#include "kernels/cuda/attend_decode.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
@@ -19,7 +20,8 @@ struct mla_cuda {
     cublasLtHandle_t blas;
     void *workspace; /* of products on the compute queue, MLA_CUDA_WORKSPACE_BYTES */
     struct mla_cuda_gemms *gemms;
-    uint32_t *prefill_queue; /* MLA_CUDA_PREFILL_QUEUE_WORDS; NULL but on sm_90 */
+    uint32_t *prefill_queue;       /* MLA_CUDA_PREFILL_QUEUE_WORDS; NULL but on sm_90 */
+    struct mla_cuda_decode decode; /* on sm_90 */
 };
 
 /* What NVIDIA asks for on Hopper. */

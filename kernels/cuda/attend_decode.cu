@@ -1,0 +1,148 @@
+#include "kernels/cuda/attend_decode.h"
+#include "kernels/cuda/attend_decode_launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "proto/limits.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+namespace
+{
+
+using namespace decode;
+
+constexpr int64_t VALUE_BYTES = 2;
+static_assert(TILE_TOKENS == MLA_BLOCK_TOKENS, "a tile is a page");
+
+bool aligned(const void *pointer)
+{
+    return (uintptr_t)pointer % 16 == 0;
+}
+bool aligned(int64_t stride)
+{
+    return stride * VALUE_BYTES % 16 == 0;
+}
+
+/* The map of a tensor, from those made before or new. */
+cudaError_t find_map(struct mla_cuda_decode *decode, const struct mla_tensor_map *tensor,
+                     CUtensorMap *out)
+{
+    uint64_t mixed = (uint64_t)(uintptr_t)tensor->base / 16 + tensor->box[1] * 31;
+    auto *entry = &decode->maps[(mixed * 0x9E3779B97F4A7C15u >> 32) % MLA_CUDA_DECODE_MAPS];
+    if (memcmp(&entry->tensor, tensor, sizeof *tensor) != 0) {
+        cudaError_t error = mla_tensor_map_encode(tensor, out);
+        if (error != cudaSuccess)
+            return error;
+        entry->tensor = *tensor;
+        memcpy(entry->map, out, sizeof *out);
+    }
+    memcpy(out, entry->map, sizeof *out);
+    return cudaSuccess;
+}
+
+/* In boxes of a page's 64 tokens by 64 values. */
+cudaError_t map_kv(struct mla_cuda_decode *decode, const struct mla_attend_decode *attend,
+                   CUtensorMap *out)
+{
+    struct mla_tensor_map tensor;
+    memset(&tensor, 0, sizeof tensor); /* padding too: find_map compares all bytes */
+    tensor.base = attend->kv.pool.rows;
+    tensor.dims = 2;
+    tensor.extent[0] = MLA_CUDA_DECODE_WIDTH;
+    /* Of any pool: how many blocks this one has is the ledger's business. */
+    tensor.extent[1] = (uint64_t)MLA_BLOCKS_MAX * TILE_TOKENS;
+    tensor.stride[1] = MLA_CUDA_DECODE_WIDTH;
+    tensor.box[0] = 64;
+    tensor.box[1] = TILE_TOKENS;
+    tensor.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+    return find_map(decode, &tensor, out);
+}
+
+/* In boxes of a block of one row's heads by 64 values; heads that aren't there are zeros. */
+cudaError_t map_q(struct mla_cuda_decode *decode, const struct mla_attend_decode *attend,
+                  CUtensorMap *out)
+{
+    struct mla_tensor_map tensor;
+    memset(&tensor, 0, sizeof tensor);
+    tensor.base = attend->q;
+    tensor.dims = 3;
+    tensor.extent[0] = MLA_CUDA_DECODE_WIDTH;
+    tensor.extent[1] = (uint64_t)attend->heads;
+    tensor.extent[2] = (uint64_t)attend->rows_max;
+    tensor.stride[1] = (uint64_t)attend->q_head_stride;
+    tensor.stride[2] = (uint64_t)attend->q_row_stride;
+    tensor.box[0] = 64;
+    tensor.box[1] = (uint32_t)block_heads(attend->heads);
+    tensor.box[2] = 1;
+    tensor.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+    return find_map(decode, &tensor, out);
+}
+
+/* Partials of each worker: two, for each block of heads. */
+size_t partials(int multiprocessors, int64_t heads)
+{
+    return (size_t)2 * workers(multiprocessors, heads) * head_blocks(heads);
+}
+
+/* A count for each worker and block of heads. */
+size_t counts_bytes(int multiprocessors)
+{
+    return ((size_t)multiprocessors * sizeof(uint32_t) + 255) / 256 * 256;
+}
+
+} // namespace
+
+extern "C" bool mla_cuda_decode_fits(const struct mla_attend_decode *attend)
+{
+    const struct mla_kv_pool *pool = &attend->kv.pool;
+    return pool->dtype == MLA_BF16 && pool->latent == MLA_CUDA_DECODE_LATENT &&
+           pool->rope == MLA_CUDA_DECODE_ROPE && aligned(pool->rows) && aligned(attend->q) &&
+           aligned(attend->q_row_stride) && aligned(attend->q_head_stride) &&
+           aligned(attend->out) && aligned(attend->out_row_stride) &&
+           aligned(attend->out_head_stride);
+}
+
+extern "C" size_t mla_cuda_decode_scratch_bytes(int multiprocessors)
+{
+    constexpr int heads = 64; /* no block has more */
+    size_t partial = partial_vectors(heads) * sizeof(float4) + heads * sizeof(float2);
+    return counts_bytes(multiprocessors) + 2 * (size_t)multiprocessors * partial;
+}
+
+extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decode,
+                                                   const struct mla_attend_decode *attend,
+                                                   cudaStream_t stream)
+{
+    assert(mla_cuda_decode_fits(attend));
+    launch launch = {};
+    cudaError_t error = map_kv(decode, attend, &launch.kv);
+    if (error == cudaSuccess)
+        error = map_q(decode, attend, &launch.q);
+    if (error != cudaSuccess)
+        return error;
+
+    int heads_each = block_heads(attend->heads);
+    launch.head_blocks = head_blocks(attend->heads);
+    /* A tile that no other block loads need not stay in the L2 cache. */
+    launch.kv_policy = launch.head_blocks == 1 ? ptx::EVICT_FIRST : ptx::EVICT_NORMAL;
+    int worker_count = workers(decode->multiprocessors, attend->heads);
+    schedule_layout((void *)attend->schedule, worker_count, attend->rows_max, &launch.schedule);
+    launch.tables = attend->kv.tables;
+    launch.table_stride = attend->kv.table_stride;
+    launch.out = (__nv_bfloat16 *)attend->out;
+    launch.out_row_stride = attend->out_row_stride;
+    launch.out_head_stride = attend->out_head_stride;
+    launch.heads = (int)attend->heads;
+    launch.scale_log2 = (float)(attend->scale * M_LOG2E);
+    launch.counts = (uint32_t *)decode->scratch;
+    launch.partial = (float4 *)((char *)decode->scratch + counts_bytes(decode->multiprocessors));
+    launch.statistics =
+        (float2 *)(launch.partial +
+                   partials(decode->multiprocessors, attend->heads) * partial_vectors(heads_each));
+
+    int blocks = worker_count * launch.head_blocks;
+    return heads_each == 16   ? attend_16(launch, blocks, stream)
+           : heads_each == 32 ? attend_32(launch, blocks, stream)
+                              : attend_64(launch, blocks, stream);
+}

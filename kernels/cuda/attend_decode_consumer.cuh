@@ -1,0 +1,297 @@
+/* What a group of consumers (a warpgroup) does with the tiles of a row, and with its output. */
+#ifndef MLA_KERNELS_CUDA_ATTEND_DECODE_CONSUMER_CUH
+#define MLA_KERNELS_CUDA_ATTEND_DECODE_CONSUMER_CUH
+
+#include "kernels/cuda/attend_decode_ring.cuh"
+
+#include <math.h>
+
+namespace decode
+{
+
+constexpr float RAISE = 8.0f;
+constexpr float NO_SCORE = -1e30f; /* below all scores, but finite: its differences are numbers */
+
+/* A thread's columns (heads) of any product are
+ * 8 i + 2 (lane % 4) and that + 1; arrays of columns hold them in that order. */
+template <int HEADS> struct consumer {
+    using shape = decode::shape<HEADS>;
+    static constexpr int HEADS_EACH = shape::HEADS_EACH;
+    static constexpr int COLUMNS = HEADS_EACH / 4; /* a thread's, of the scores */
+
+    shared<HEADS> &shared;
+    const float scale;
+    const int group, warp, lane; /* of the group's four */
+    cursor<shape::RING> at = {0, 0};
+    float o[shape::PANELS_EACH][HEADS / 2];
+    float scores[HEADS_EACH / 2];
+    float high[COLUMNS], sum[COLUMNS]; /* the subtracted maximum; of this thread's tokens */
+
+    __device__ __forceinline__ consumer(decode::shared<HEADS> &to, float scale_log2)
+        : shared(to), scale(scale_log2), group(threadIdx.x / GROUP_THREADS),
+          warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32)
+    {
+    }
+
+    /* Panels that this group sums, counted from 0. */
+    __device__ __forceinline__ int panel_of(int d) const { return d * shape::GROUPS + group; }
+
+    /* The head of a thread's column of the scores. */
+    __device__ __forceinline__ int head_of(int column) const
+    {
+        return group * HEADS_EACH + column / 2 * 8 + lane % 4 * 2 + column % 2;
+    }
+
+    __device__ __forceinline__ void begin()
+    {
+#pragma unroll
+        for (int d = 0; d < shape::PANELS_EACH; d++) {
+#pragma unroll
+            for (int i = 0; i < HEADS / 2; i++)
+                o[d][i] = 0;
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            high[c] = NO_SCORE;
+            sum[c] = 0;
+        }
+    }
+
+    /* This warp has read what it needs of a panel. */
+    __device__ __forceinline__ void release(int panel)
+    {
+        if (lane == 0)
+            ptx::barrier_arrive(&shared.empty[at.ahead(panel).slot]);
+    }
+
+    __device__ __forceinline__ void score(bool last)
+    {
+        ptx::wgmma_pin(scores);
+#pragma unroll
+        for (int p = 0; p < PANELS; p++) {
+            cursor<shape::RING> from = at.ahead(p);
+            ptx::barrier_wait(&shared.full[from.slot], from.phase);
+            ptx::wgmma_fence();
+            uint64_t k = ptx::panel_descriptor(shared.kv[from.slot]);
+            uint64_t q =
+                ptx::panel_descriptor(shared.q[p] + group * HEADS_EACH * ptx::PANEL_ROW_BYTES);
+#pragma unroll
+            for (int step = 0; step < 4; step++)
+                ptx::wgmma<0>(scores, k + step * ptx::STEP_ALONG, q + step * ptx::STEP_ALONG,
+                              p + step > 0);
+            ptx::wgmma_commit();
+        }
+        ptx::wgmma_wait<0>();
+        ptx::wgmma_pin(scores);
+        if (last && lane == 0)
+            ptx::barrier_arrive(&shared.q_empty);
+        release(0);
+#pragma unroll
+        for (int p = 0; p < LATENT_PANELS; p++) {
+            if (p % shape::GROUPS != group)
+                release(1 + p);
+        }
+    }
+
+    /* Tokens from `valid` on are not the row's: their scores and values may be anything. */
+    __device__ __forceinline__ void mask(int valid)
+    {
+#pragma unroll
+        for (int i = 0; i < HEADS_EACH / 2; i++) {
+            if (warp * 16 + lane / 4 + i / 2 % 2 * 8 >= valid)
+                scores[i] = -INFINITY;
+        }
+        for (int d = 0; d < shape::PANELS_EACH; d++) {
+            uint4 *v = (uint4 *)shared.kv[at.ahead(1 + panel_of(d)).slot];
+            for (int i = valid * 8 + warp * 32 + lane; i < TILE_TOKENS * 8; i += GROUP_THREADS)
+                v[i] = make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    /* Subtracts from now on the exact maximum so far, and scales what was summed. */
+    __device__ __forceinline__ void raise()
+    {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            int i = c / 2 * 4 + c % 2;
+            float most = fmaxf(scores[i], scores[i + 2]);
+#pragma unroll
+            for (int step = 4; step < 32; step *= 2)
+                most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+            if (lane < 4)
+                shared.warp_value[warp][head_of(c)] = most * scale;
+        }
+        ptx::named_sync(ALL, shape::CONSUMERS);
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            int head = head_of(c);
+            float before = high[c];
+#pragma unroll
+            for (int w = 0; w < 4; w++)
+                high[c] = fmaxf(high[c], shared.warp_value[w][head]);
+            float factor = ptx::exp2_fast(before - high[c]);
+            sum[c] *= factor;
+            if (warp == 0 && lane < 4)
+                shared.factor[head] = factor;
+        }
+        ptx::named_sync(ALL, shape::CONSUMERS);
+#pragma unroll
+        for (int c = 0; c < HEADS / 4; c++) {
+            float factor = shared.factor[c / 2 * 8 + lane % 4 * 2 + c % 2];
+            int i = c / 2 * 4 + c % 2;
+#pragma unroll
+            for (int d = 0; d < shape::PANELS_EACH; d++) {
+                o[d][i] *= factor;
+                o[d][i + 2] *= factor;
+            }
+        }
+    }
+
+    /* Half a product's registers or all, [64, HEADS_EACH] of this group, as bf16 to a panel
+     * [HEADS_EACH, 64]. */
+    __device__ __forceinline__ void store_transposed(const float *values, unsigned char *panel)
+    {
+        int half = lane / 8 % 2, below = lane / 16; /* of the matrix whose row this lane names */
+        uint32_t to = ptx::shared_address(panel);
+#pragma unroll
+        for (int i = 0; i < HEADS_EACH / 8; i += 2) {
+            const float *v = values + i * 4;
+            int head = (i + below) * 8 + lane % 8;
+            ptx::store_matrices_transposed(to + ptx::panel_offset(head, warp * 2 + half),
+                                           ptx::pack_bf16(v[0], v[1]), ptx::pack_bf16(v[2], v[3]),
+                                           ptx::pack_bf16(v[4], v[5]), ptx::pack_bf16(v[6], v[7]));
+        }
+    }
+
+    /* Weights of the tile's tokens; leaves P, and the values, ready for the products. */
+    __device__ __forceinline__ void weigh()
+    {
+        bool above = false;
+#pragma unroll
+        for (int i = 0; i < HEADS_EACH / 2; i++)
+            above |= fmaf(scores[i], scale, -high[i / 4 * 2 + i % 2]) > RAISE;
+        if (ptx::named_any(ALL, shape::CONSUMERS, above))
+            raise();
+#pragma unroll
+        for (int i = 0; i < HEADS_EACH / 2; i++) {
+            int c = i / 4 * 2 + i % 2;
+            scores[i] = ptx::exp2_fast(fmaf(scores[i], scale, -high[c]));
+            sum[c] += scores[i];
+        }
+        store_transposed(scores, shared.p + group * HEADS_EACH * ptx::PANEL_ROW_BYTES);
+        ptx::fence_async_shared();
+        ptx::named_sync(ALL, shape::CONSUMERS);
+    }
+
+    /* Waits for the products of panel D and on, each a group of its own. */
+    template <int D> __device__ __forceinline__ void release_values()
+    {
+        if constexpr (D < shape::PANELS_EACH) {
+            ptx::wgmma_wait<shape::PANELS_EACH - 1 - D>();
+            release(1 + panel_of(D));
+            release_values<D + 1>();
+        }
+    }
+
+    __device__ __forceinline__ void add_values()
+    {
+        uint64_t p = ptx::panel_descriptor(shared.p);
+#pragma unroll
+        for (int d = 0; d < shape::PANELS_EACH; d++)
+            ptx::wgmma_pin(o[d]);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int d = 0; d < shape::PANELS_EACH; d++) {
+            uint64_t v = ptx::panel_descriptor(shared.kv[at.ahead(1 + panel_of(d)).slot]);
+#pragma unroll
+            for (int step = 0; step < 4; step++)
+                ptx::wgmma<1>(o[d], v + step * ptx::STEP_DOWN, p + step * ptx::STEP_ALONG, true);
+            ptx::wgmma_commit();
+        }
+        release_values<0>();
+#pragma unroll
+        for (int d = 0; d < shape::PANELS_EACH; d++)
+            ptx::wgmma_pin(o[d]);
+        at = at.ahead(PANELS);
+    }
+
+    /* All of a column's weights, over the group's threads, in the order of O's columns. */
+    __device__ __forceinline__ void sum_weights(float (&total)[HEADS / 4])
+    {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+#pragma unroll
+            for (int step = 4; step < 32; step *= 2)
+                sum[c] += __shfl_xor_sync(~0u, sum[c], step);
+            if (lane < 4)
+                shared.warp_value[warp][head_of(c)] = sum[c];
+        }
+        ptx::named_sync(ALL, shape::CONSUMERS);
+#pragma unroll
+        for (int c = 0; c < HEADS / 4; c++) {
+            int head = c / 2 * 8 + lane % 4 * 2 + c % 2;
+            total[c] = 0;
+#pragma unroll
+            for (int w = 0; w < 4; w++)
+                total[c] += shared.warp_value[w][head];
+        }
+    }
+
+    /* The row's output; heads past launch.heads are padding. `out`: of the block's first head. */
+    __device__ __forceinline__ void write_row(const launch &launch, __nv_bfloat16 *out, int heads)
+    {
+        constexpr int REGISTERS = HEADS_EACH / 2;
+        unsigned char *panel = shared.p + group * HEADS_EACH * ptx::PANEL_ROW_BYTES;
+        float total[HEADS / 4];
+        sum_weights(total);
+#pragma unroll
+        for (int c = 0; c < HEADS / 4; c++)
+            total[c] = 1 / total[c];
+#pragma unroll
+        for (int d = 0; d < shape::PANELS_EACH; d++) {
+#pragma unroll
+            for (int i = 0; i < HEADS / 2; i++)
+                o[d][i] *= total[i / 4 * 2 + i % 2];
+#pragma unroll
+            for (int part = 0; part < shape::GROUPS; part++) {
+                store_transposed(o[d] + part * REGISTERS, panel);
+                ptx::named_sync(OWN + group, GROUP_THREADS);
+#pragma unroll
+                for (int i = warp * 32 + lane; i < HEADS_EACH * 8; i += GROUP_THREADS) {
+                    int head = part * HEADS_EACH + i / 8;
+                    uint4 piece = *(uint4 *)(panel + ptx::panel_offset(i / 8, i % 8));
+                    if (head < heads)
+                        *(uint4 *)(out + head * launch.out_head_stride + panel_of(d) * 64 +
+                                   i % 8 * 8) = piece;
+                }
+                ptx::named_sync(OWN + group, GROUP_THREADS);
+            }
+        }
+    }
+
+    /* Sums of a part of a row, as the registers lie; decode_join.cuh reads them. */
+    __device__ __forceinline__ void write_partial(const launch &launch, int64_t index)
+    {
+        float4 *to = launch.partial + index * partial_vectors(HEADS) + warp * 32 + lane;
+        float2 *statistics = launch.statistics + index * HEADS;
+        float total[HEADS / 4];
+        sum_weights(total);
+#pragma unroll
+        for (int d = 0; d < shape::PANELS_EACH; d++) {
+#pragma unroll
+            for (int i = 0; i < HEADS / 8; i++)
+                to[(panel_of(d) * (HEADS / 8) + i) * GROUP_THREADS] =
+                    make_float4(o[d][4 * i], o[d][4 * i + 1], o[d][4 * i + 2], o[d][4 * i + 3]);
+        }
+        if (warp == 0 && lane < 4) {
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++)
+                statistics[head_of(c)] =
+                    make_float2(high[c], group == 0 ? total[c] : total[HEADS / 4 - COLUMNS + c]);
+        }
+    }
+};
+
+} // namespace decode
+
+#endif

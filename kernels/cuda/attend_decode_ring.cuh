@@ -1,0 +1,74 @@
+/* What producers and consumers of decode attention share: a block's shared memory, the ring of K's
+ * panels in it, and the parts of rows that a worker goes through. */
+#ifndef MLA_KERNELS_CUDA_ATTEND_DECODE_RING_CUH
+#define MLA_KERNELS_CUDA_ATTEND_DECODE_RING_CUH
+
+#include "kernels/cuda/attend_decode_launch.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace decode
+{
+
+constexpr int PANELS = 9; /* rope first, then the latent's */
+constexpr int LATENT_PANELS = 8;
+constexpr int PANEL_BYTES = TILE_TOKENS * ptx::PANEL_ROW_BYTES;
+constexpr int GROUP_THREADS = 128;
+constexpr int PRODUCER_THREADS = 128; /* a warp for K, one for Q; registers move by warpgroups */
+constexpr int SHARED_BYTES_MAX = 227 * 1024;
+
+/* Named barriers: all consumers', then one of each group's own. */
+constexpr int ALL = 1, OWN = 2;
+
+template <int HEADS> struct shape {
+    static constexpr int GROUPS = HEADS > 32 ? 2 : 1;
+    static constexpr int CONSUMERS = GROUPS * GROUP_THREADS;
+    static constexpr int THREADS = CONSUMERS + PRODUCER_THREADS;
+    static constexpr int HEADS_EACH = HEADS / GROUPS; /* that a group scores */
+    static constexpr int PANELS_EACH = LATENT_PANELS / GROUPS;
+    static constexpr int HEADS_BYTES = HEADS * ptx::PANEL_ROW_BYTES; /* a panel of Q, and P */
+    static constexpr int RING =
+        (SHARED_BYTES_MAX - (PANELS + 1) * HEADS_BYTES - 2048) / PANEL_BYTES;
+};
+
+template <int HEADS> struct alignas(1024) shared {
+    using shape = decode::shape<HEADS>;
+    unsigned char kv[shape::RING][PANEL_BYTES];
+    unsigned char q[PANELS][shape::HEADS_BYTES];
+    unsigned char p[shape::HEADS_BYTES]; /* and output on its way */
+    float warp_value[4][HEADS];          /* of each warp of the group that scores the head */
+    float factor[HEADS];
+    uint64_t full[shape::RING], empty[shape::RING];
+    uint64_t q_full, q_empty;
+};
+
+/* A place in the ring, and the parity of the phase it is in. */
+template <int RING> struct cursor {
+    int slot;
+    uint32_t phase;
+
+    __device__ __forceinline__ cursor ahead(int panels) const
+    {
+        int next = slot + panels;
+        bool wrapped = next >= RING;
+        return {wrapped ? next - RING : next, phase ^ (uint32_t)wrapped};
+    }
+};
+
+/* A worker's part of one row. */
+struct segment {
+    row row;
+    int tile_begin, tile_end;
+
+    __device__ __forceinline__ segment(const range &range, const schedule &schedule, int index)
+        : row(index == range.row_begin ? range.first : schedule.rows[index])
+    {
+        tile_begin = index == range.row_begin ? range.tile_begin : 0;
+        tile_end = index == range.row_end ? range.tile_end : (int)tiles_of(row.length);
+    }
+    __device__ __forceinline__ bool empty() const { return tile_end <= tile_begin; }
+    __device__ __forceinline__ bool split() const { return !empty() && row.splits > 1; }
+};
+
+} // namespace decode
+
+#endif
