@@ -21,7 +21,7 @@ taskset -cp "${cpus[0]},${cpus[1]}" $$ >/dev/null # and so for all that we start
 unset OMP_NUM_THREADS
 mla_start "$dir" 60 --model "$model" --ranks 2 --endpoint "ipc://$dir/clients" --bind auto
 read -r coordinator < <(mla_pids '^[^ ]*/mla-coordinator') || mla_fail 1 "no coordinator"
-[[ $(allowed "$coordinator") == "${cpus[0]}" ]] ||
+[[ $(allowed "$coordinator") == "${cpus[1]}" ]] ||
     mla_fail 1 "the coordinator may use $(allowed "$coordinator")"
 mapfile -t ranks < <(mla_pids '^[^ ]*/mla-worker')
 ranks_on=$(for pid in "${ranks[@]}"; do allowed "$pid"; done | sort -n | tr '\n' ' ')
