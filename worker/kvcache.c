@@ -150,7 +150,8 @@ static enum mla_status change_tables(struct mla_kvcache *cache, const struct mla
                                   .dst = cache->tables,
                                   .index = device,
                                   .value = (const int32_t *)(const void *)(device + block)};
-    status = backend->ops->upload(backend, cache->changes.device, index, block * CHANGE_BYTES);
+    status =
+        backend->ops->upload(backend, cache->changes.device, index, (size_t)block * CHANGE_BYTES);
     if (status == MLA_OK)
         status = backend->ops->scatter(backend, &scatter);
     if (status == MLA_OK)

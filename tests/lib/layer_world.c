@@ -205,7 +205,7 @@ static void run(const struct plan *plan, const struct mla_step *step, uint32_t i
                 uint32_t microbatch, bool eager, float *out)
 {
     const struct mla_plan_microbatch *mb = &plan->microbatches[microbatch];
-    size_t count = mb->padded * shard.config.hidden;
+    size_t count = (size_t)mb->padded * shard.config.hidden;
     void *rows = NULL;
     load_x(index, plan, mb);
     if (eager)
