@@ -10,13 +10,16 @@
 
 struct mla_replay_options {
     const char *trace, *endpoint, *json;
-    uint32_t layers, concurrency, limit, prefill_budget;
+    uint32_t layers, concurrency, limit, prefill_budget, lanes;
     bool payload_inline, halves;
 };
 
+/* A lane: one scheduler with its connection, its requests and its results. */
 struct mla_replay {
     struct mla_replay_options options;
+    bool quiet; /* shows no progress */
     struct mla_request *requests;
+    uint32_t request_count;
     struct mla_scheduler scheduler;
     struct mla_client *client;
     const struct mla_hello_reply *info;
@@ -32,6 +35,12 @@ struct mla_replay {
     struct mla_run_parts prefill;  /* RUNs of steps with prefill */
     struct mla_series open, close; /* microseconds of the calls */
 };
+
+/* Connects and runs all requests. */
+enum mla_status mla_replay_run(struct mla_replay *replay);
+/* Adds another lane's results, and its requests. MLA_MEMORY. */
+enum mla_status mla_replay_join(struct mla_replay *into, const struct mla_replay *from);
+void mla_replay_fini(struct mla_replay *replay);
 
 /* The result on stdout and, where options.json names a file, there. Sorts the samples.
  * MLA_SYSTEM, MLA_MEMORY, both logged. */

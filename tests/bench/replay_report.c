@@ -66,6 +66,8 @@ static void print_totals(const struct mla_replay *replay, const struct totals *t
     print_count("Successful requests:", totals->succeeded);
     print_count("Failed requests:", totals->failed);
     print_count("Maximum request concurrency:", replay->options.concurrency);
+    if (replay->options.lanes > 1)
+        print_count("Lanes:", replay->options.lanes);
     print_count("Layers:", replay->options.layers);
     printf("%-40s %12s\n", "Payloads:", mla_client_is_shared(replay->client) ? "shared" : "inline");
     print_value("Benchmark duration (s):", totals->duration_s);

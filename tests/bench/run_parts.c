@@ -42,6 +42,15 @@ enum mla_status mla_run_parts_add(struct mla_run_parts *parts, uint64_t sent_ns,
     return MLA_OK;
 }
 
+enum mla_status mla_run_parts_append(struct mla_run_parts *parts, const struct mla_run_parts *from)
+{
+    enum mla_status status = MLA_OK;
+    parts->clocks_differ |= from->clocks_differ;
+    for (int i = 0; i < MLA_PART_COUNT && status == MLA_OK; i++)
+        status = mla_series_append(&parts->parts[i], &from->parts[i]);
+    return status;
+}
+
 void mla_run_parts_fini(struct mla_run_parts *parts)
 {
     for (int i = 0; i < MLA_PART_COUNT; i++)

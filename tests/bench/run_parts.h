@@ -32,6 +32,8 @@ struct mla_run_parts {
 /* sent_ns, returned_ns: CLOCK_MONOTONIC around the call. MLA_MEMORY. */
 enum mla_status mla_run_parts_add(struct mla_run_parts *parts, uint64_t sent_ns,
                                   uint64_t returned_ns, const struct mla_run_times *times);
+/* All samples of another. MLA_MEMORY. */
+enum mla_status mla_run_parts_append(struct mla_run_parts *parts, const struct mla_run_parts *from);
 void mla_run_parts_fini(struct mla_run_parts *parts);
 
 /* A table of median and P99, nothing without samples. Sorts the samples. */

@@ -16,6 +16,14 @@ enum mla_status mla_series_add(struct mla_series *series, double value)
     return MLA_OK;
 }
 
+enum mla_status mla_series_append(struct mla_series *series, const struct mla_series *from)
+{
+    enum mla_status status = MLA_OK;
+    for (size_t i = 0; i < from->count && status == MLA_OK; i++)
+        status = mla_series_add(series, from->values[i]);
+    return status;
+}
+
 void mla_series_fini(struct mla_series *series)
 {
     free(series->values);

@@ -19,6 +19,8 @@ struct mla_summary {
 
 /* MLA_MEMORY. */
 enum mla_status mla_series_add(struct mla_series *series, double value);
+/* All samples of another series. MLA_MEMORY. */
+enum mla_status mla_series_append(struct mla_series *series, const struct mla_series *from);
 void mla_series_fini(struct mla_series *series);
 
 /* Sorts the samples. Percentiles are interpolated linearly between the two nearest. */
