@@ -19,5 +19,9 @@ wait "$second" || code=$?
 grep -q 'there are other clients' "$dir/first.log" "$dir/second.log" ||
     mla_fail 1 "the clients were not there at the same time"
 "$mla_bin/mla-soak" --endpoint "$mla_endpoint" --runs 100
+# Three schedulers, with requests of every lane in the result.
+"$mla_bin/mla-bench" replay --trace "$mla_root/tests/traces/chat-128.csv" --layers 2 --limit 7 \
+    --concurrency 6 --lanes 3 --endpoint "$mla_endpoint" >"$dir/replay.log"
+grep -qE '^Successful requests: +7$' "$dir/replay.log" || mla_fail 1 "$(cat "$dir/replay.log")"
 mla_stop
 mla_nothing_left
