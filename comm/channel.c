@@ -1,5 +1,6 @@
 #include "comm/channel.h"
 
+#include "comm/connections.h"
 #include "proto/parse.h"
 
 #include <assert.h>
@@ -34,7 +35,8 @@ struct mla_channel_context {
 struct mla_channel {
     struct mla_channel_context *context;
     void *socket;
-    void *monitor; /* tells connections that end */
+    void *monitor;                       /* tells connections that begin and end */
+    struct mla_connections *connections; /* of a server's end */
     bool server;
     bool head_held;
     zmq_msg_t head;
@@ -136,7 +138,7 @@ static enum mla_status open_monitor(struct mla_channel *channel)
 {
     char name[64];
     snprintf(name, sizeof name, "inproc://monitor-%p", (void *)channel);
-    if (zmq_socket_monitor(channel->socket, name, ZMQ_EVENT_DISCONNECTED) != 0)
+    if (zmq_socket_monitor(channel->socket, name, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED) != 0)
         return MLA_SYSTEM;
     channel->monitor = zmq_socket(channel->context->zmq, ZMQ_PAIR);
     if (!channel->monitor || !set_int(channel->monitor, ZMQ_LINGER, 0) ||
@@ -207,6 +209,8 @@ static enum mla_status channel_create(struct mla_channel_context *context, const
     }
     if ((status = open_monitor(channel)) != MLA_OK)
         goto fail;
+    if (server && (status = mla_connections_create(&channel->connections)) != MLA_OK)
+        goto fail;
 
     int rc = server ? zmq_bind(channel->socket, endpoint) : zmq_connect(channel->socket, endpoint);
     if (rc != 0) {
@@ -253,6 +257,7 @@ void mla_channel_destroy(struct mla_channel **channel_at)
     }
     if (channel->socket)
         zmq_close(channel->socket);
+    mla_connections_destroy(&channel->connections);
     free(channel);
     *channel_at = NULL;
 }
@@ -359,55 +364,118 @@ static enum mla_status receive_peer(struct mla_channel *channel, struct mla_peer
     return more ? MLA_OK : receive_peer(channel, peer);
 }
 
-enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out)
-{
-    struct mla_incoming incoming = {.peer.fd = -1, .frames = 1};
-    enum mla_status status = MLA_OK;
-    if (channel->server && (status = receive_peer(channel, &incoming.peer)) != MLA_OK)
-        return status;
-    if (channel->head_held)
-        zmq_msg_close(&channel->head);
-    channel->head_held = false;
-    status = receive_frame(channel->socket, &channel->head);
-    if (status != MLA_OK)
-        return status;
-    channel->head_held = true;
-    incoming.head = zmq_msg_data(&channel->head);
-    incoming.head_bytes = zmq_msg_size(&channel->head);
-    if (channel->server)
-        incoming.peer.fd = zmq_msg_get(&channel->head, ZMQ_SRCFD);
-    if (zmq_msg_more(&channel->head)) {
-        zmq_msg_t message;
-        if ((status = receive_frame(channel->socket, &message)) != MLA_OK)
-            return status;
-        bool more = zmq_msg_more(&message);
-        incoming.frames = more ? 3 : 2;
-        if (more)
-            drain(channel);
-        else
-            status = received_create(channel->context, &message, &incoming.payload);
-        zmq_msg_close(&message);
-        if (status != MLA_OK)
-            return status;
-    }
-    *out = incoming;
-    return MLA_OK;
-}
-
-enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd)
+/* The next thing the monitor tells. MLA_AGAIN: nothing. */
+static enum mla_status receive_event(struct mla_channel *channel, uint16_t *event, int *fd)
 {
     zmq_msg_t message;
     enum mla_status status = receive_frame(channel->monitor, &message);
     if (status != MLA_OK)
         return status;
-    uint32_t value = 0; /* after the event number: the fd that was closed */
-    memcpy(&value, (const char *)zmq_msg_data(&message) + sizeof(uint16_t), sizeof value);
+    uint32_t value = 0; /* after the event's number */
+    memcpy(event, zmq_msg_data(&message), sizeof *event);
+    memcpy(&value, (const char *)zmq_msg_data(&message) + sizeof *event, sizeof value);
     bool more = zmq_msg_more(&message);
     zmq_msg_close(&message);
     if (more && receive_frame(channel->monitor, &message) == MLA_OK) /* the endpoint's name */
         zmq_msg_close(&message);
     *fd = (int)value;
     return MLA_OK;
+}
+
+/* All news of a server's connections. A connection is told to be there before its first message,
+ * and its end before the next one at its descriptor: one thread of ZeroMQ does all of it. */
+static enum mla_status read_news(struct mla_channel *channel)
+{
+    uint16_t event = 0;
+    int fd = -1;
+    enum mla_status status;
+    while ((status = mla_connections_reserve(channel->connections)) == MLA_OK &&
+           (status = receive_event(channel, &event, &fd)) == MLA_OK) {
+        if (event == ZMQ_EVENT_ACCEPTED)
+            mla_connections_accepted(channel->connections, fd);
+        else if (event == ZMQ_EVENT_DISCONNECTED)
+            mla_connections_closed(channel->connections, fd);
+    }
+    return status == MLA_AGAIN ? MLA_OK : status;
+}
+
+/* Which connection a message is from; *from_nobody: one that has ended. */
+static enum mla_status number_peer(struct mla_channel *channel, struct mla_peer *peer,
+                                   bool *from_nobody)
+{
+    enum mla_status status = MLA_OK;
+    if (!mla_connections_is_known(channel->connections, peer))
+        status = read_news(channel);
+    *from_nobody = !mla_connections_number(channel->connections, peer);
+    return status;
+}
+
+static enum mla_status receive_head(struct mla_channel *channel, struct mla_incoming *incoming)
+{
+    if (channel->head_held)
+        zmq_msg_close(&channel->head);
+    channel->head_held = false;
+    enum mla_status status = receive_frame(channel->socket, &channel->head);
+    if (status != MLA_OK)
+        return status;
+    channel->head_held = true;
+    incoming->head = zmq_msg_data(&channel->head);
+    incoming->head_bytes = zmq_msg_size(&channel->head);
+    if (channel->server)
+        incoming->peer.fd = zmq_msg_get(&channel->head, ZMQ_SRCFD);
+    return MLA_OK;
+}
+
+static enum mla_status receive_payload(struct mla_channel *channel, struct mla_incoming *incoming)
+{
+    zmq_msg_t message;
+    enum mla_status status = receive_frame(channel->socket, &message);
+    if (status != MLA_OK)
+        return status;
+    bool more = zmq_msg_more(&message);
+    incoming->frames = more ? 3 : 2;
+    if (more)
+        drain(channel);
+    else
+        status = received_create(channel->context, &message, &incoming->payload);
+    zmq_msg_close(&message);
+    return status;
+}
+
+enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out)
+{
+    bool from_nobody = true;
+    while (from_nobody) {
+        struct mla_incoming incoming = {.peer.fd = -1, .frames = 1};
+        enum mla_status status = MLA_OK;
+        if (channel->server && (status = receive_peer(channel, &incoming.peer)) != MLA_OK)
+            return status;
+        if ((status = receive_head(channel, &incoming)) == MLA_OK && zmq_msg_more(&channel->head))
+            status = receive_payload(channel, &incoming);
+        if (status != MLA_OK)
+            return status;
+        from_nobody = false;
+        if (channel->server)
+            status = number_peer(channel, &incoming.peer, &from_nobody);
+        if (status != MLA_OK || from_nobody)
+            mla_blob_drop(incoming.payload);
+        if (status != MLA_OK)
+            return status;
+        *out = incoming;
+    }
+    return MLA_OK;
+}
+
+enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number)
+{
+    uint16_t event = 0;
+    *number = 0;
+    if (!channel->server)
+        return receive_event(channel, &event, fd);
+    enum mla_status status = read_news(channel);
+    if (status != MLA_OK)
+        return status;
+    return mla_connections_next_ended(channel->connections, fd, number) ? MLA_OK : MLA_AGAIN;
 }
 
 static bool has_input(void *socket)
@@ -434,6 +502,8 @@ enum mla_status mla_channel_wait_fd(struct mla_channel *const *channels, size_t 
     struct pollfd fds[2 * CHANNELS_MAX + 1];
     nfds_t used = 0;
     for (size_t i = 0; i < count; i++) {
+        if (channels[i]->server && mla_connections_has_ended(channels[i]->connections))
+            return MLA_OK;
         void *const sockets[] = {channels[i]->socket, channels[i]->monitor};
         for (size_t k = 0; k < 2; k++) {
             if (has_input(sockets[k]))

@@ -10,12 +10,13 @@
 
 #define MLA_PEER_BYTES_MAX 255
 
-/* Who is at the other end of a server's channel: the routing id, and the connection's file
- * descriptor, by which its end is told. */
+/* Who is at the other end of a server's channel: the routing id, and the connection. Descriptors
+ * are used again, numbers are not. */
 struct mla_peer {
     uint8_t size;
     uint8_t id[MLA_PEER_BYTES_MAX];
     int fd;
+    uint64_t number;
 };
 
 struct mla_channel_context;
@@ -64,8 +65,9 @@ struct mla_incoming {
 /* The next message, without waiting. MLA_AGAIN: none. */
 enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out);
 
-/* The next connection that has ended: its fd. MLA_AGAIN: none. */
-enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd);
+/* The next connection that has ended: its descriptor and (of a server's end) its number. MLA_AGAIN:
+ * none. */
+enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number);
 
 /* Waits until a channel has something to receive (or a connection ended) or timeout_ms passed
  * (-1: for ever). MLA_OK also on timeout and signals. At most 8 channels. */

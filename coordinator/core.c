@@ -121,18 +121,18 @@ static bool create_sequences(struct mla_core *core)
     return true;
 }
 
-static struct connection *create_connections(void)
+static uint32_t *create_fds(void)
 {
-    struct connection *connections = calloc(FDS_MAX, sizeof *connections);
-    for (uint32_t i = 0; connections && i < FDS_MAX; i++)
-        connections[i].owner = NONE;
-    return connections;
+    uint32_t *fds = calloc(FDS_MAX, sizeof *fds);
+    for (uint32_t i = 0; fds && i < FDS_MAX; i++)
+        fds[i] = NONE;
+    return fds;
 }
 
 static bool create_scratch(struct mla_core *core)
 {
-    core->client_fds = create_connections();
-    core->worker_fds = create_connections();
+    core->client_fds = create_fds();
+    core->worker_fds = create_fds();
     core->openings = calloc(MLA_STEP_SEQUENCES_MAX, sizeof *core->openings);
     core->plan_sequences = calloc(MLA_STEP_SEQUENCES_MAX, sizeof *core->plan_sequences);
     core->plan_tables = calloc(MLA_STEP_SEQUENCES_MAX, sizeof *core->plan_tables);

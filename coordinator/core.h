@@ -57,9 +57,9 @@ void mla_core_destroy(struct mla_core **core);
 /* A message came in; its payload is the core's to drop. */
 void mla_core_client_message(struct mla_core *core, const struct mla_incoming *incoming);
 void mla_core_worker_message(struct mla_core *core, const struct mla_incoming *incoming);
-/* A connection ended. */
-void mla_core_client_gone(struct mla_core *core, int fd);
-void mla_core_worker_gone(struct mla_core *core, int fd);
+/* A connection ended: its descriptor and number. */
+void mla_core_client_gone(struct mla_core *core, int fd, uint64_t number);
+void mla_core_worker_gone(struct mla_core *core, int fd, uint64_t number);
 /* Time passed: call at least every heartbeat_ms. */
 void mla_core_tick(struct mla_core *core);
 

@@ -70,7 +70,7 @@ static void group_clear(struct mla_core *core, struct group *group)
 {
     for (uint32_t rank = 0; rank < group->ranks; rank++)
         if (group->joined_set >> rank & 1)
-            core->worker_fds[group->peers[rank].fd].owner = NONE;
+            core->worker_fds[group->peers[rank].fd] = NONE;
     mla_ledger_destroy(&group->ledger);
     struct work *works = group->works;
     *group = (struct group){.works = works, .next_work = group->next_work};
@@ -211,7 +211,7 @@ static void join(struct mla_core *core, const struct mla_peer *peer)
         group->join.kv_blocks_max = join->kv_blocks_max;
     group->peers[join->rank] = *peer;
     group->heard_ns[join->rank] = core->effects.now_ns(core->effects.context);
-    core->worker_fds[peer->fd].owner = join->group * MLA_RANKS_MAX + join->rank;
+    core->worker_fds[peer->fd] = join->group * MLA_RANKS_MAX + join->rank;
     group->joined_set |= 1ull << join->rank;
     if (++group->joined == group->ranks)
         adopt(core, join->group);
@@ -266,6 +266,12 @@ static void heartbeat(struct mla_core *core)
         group->heard_ns[beat->rank] = core->effects.now_ns(core->effects.context);
 }
 
+/* The peer of worker_fds' owner. */
+static const struct mla_peer *worker_at(const struct mla_core *core, uint32_t owner)
+{
+    return &core->groups[owner / MLA_RANKS_MAX].peers[owner % MLA_RANKS_MAX];
+}
+
 void mla_core_worker_message(struct mla_core *core, const struct mla_incoming *incoming)
 {
     struct mla_blob *payload = incoming->payload;
@@ -279,35 +285,28 @@ void mla_core_worker_message(struct mla_core *core, const struct mla_incoming *i
         mla_blob_drop(payload);
         return;
     }
-    struct connection *connection = &core->worker_fds[peer->fd];
-    if (connection->owner != NONE) {
-        uint32_t owner = connection->owner;
-        const struct group *group = &core->groups[owner / MLA_RANKS_MAX];
-        if (!same_peer(&group->peers[owner % MLA_RANKS_MAX], peer)) {
-            connection->stale++;
-            group_lose(core, owner / MLA_RANKS_MAX, "a worker's connection ended");
-        }
+    uint32_t owner = core->worker_fds[peer->fd];
+    if (owner != NONE && worker_at(core, owner)->number != peer->number) {
+        group_lose(core, owner / MLA_RANKS_MAX, "a worker's connection ended");
+        owner = NONE;
     }
     if (header->type == MLA_JOIN)
         join(core, peer);
     else if (header->type == MLA_HEARTBEAT)
         heartbeat(core);
-    else if (connection->owner != NONE &&
-             header->epoch == core->groups[connection->owner / MLA_RANKS_MAX].epoch)
-        handle(core, connection->owner / MLA_RANKS_MAX, connection->owner % MLA_RANKS_MAX, payload);
+    else if (owner != NONE && header->epoch == core->groups[owner / MLA_RANKS_MAX].epoch)
+        handle(core, owner / MLA_RANKS_MAX, owner % MLA_RANKS_MAX, payload);
     mla_blob_drop(payload);
     settle(core);
 }
 
-void mla_core_worker_gone(struct mla_core *core, int fd)
+void mla_core_worker_gone(struct mla_core *core, int fd, uint64_t number)
 {
     if (fd < 0 || fd >= (int)FDS_MAX)
         return;
-    struct connection *connection = &core->worker_fds[fd];
-    if (connection->stale > 0)
-        connection->stale--;
-    else if (connection->owner != NONE)
-        group_lose(core, connection->owner / MLA_RANKS_MAX, "a worker's connection ended");
+    uint32_t owner = core->worker_fds[fd];
+    if (owner != NONE && worker_at(core, owner)->number == number)
+        group_lose(core, owner / MLA_RANKS_MAX, "a worker's connection ended");
     settle(core);
 }
 

@@ -66,16 +66,17 @@ static void turn(struct server *server)
 {
     struct mla_incoming incoming;
     int fd = -1;
+    uint64_t number = 0;
     for (int i = 0; i < EVENTS_A_TURN && mla_channel_receive(server->workers, &incoming) == MLA_OK;
          i++)
         mla_core_worker_message(server->core, &incoming);
-    while (mla_channel_gone(server->workers, &fd) == MLA_OK)
-        mla_core_worker_gone(server->core, fd);
+    while (mla_channel_gone(server->workers, &fd, &number) == MLA_OK)
+        mla_core_worker_gone(server->core, fd, number);
     for (int i = 0; i < EVENTS_A_TURN && mla_channel_receive(server->clients, &incoming) == MLA_OK;
          i++)
         mla_core_client_message(server->core, &incoming);
-    while (mla_channel_gone(server->clients, &fd) == MLA_OK)
-        mla_core_client_gone(server->core, fd);
+    while (mla_channel_gone(server->clients, &fd, &number) == MLA_OK)
+        mla_core_client_gone(server->core, fd, number);
 }
 
 static void serve(struct server *server, const struct mla_core_options *options)

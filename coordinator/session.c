@@ -88,8 +88,8 @@ void session_settle(struct mla_core *core, uint32_t index)
 void session_end(struct mla_core *core, uint32_t index)
 {
     struct session *session = &core->sessions[index];
-    if (session->peer.fd >= 0 && core->client_fds[session->peer.fd].owner == index)
-        core->client_fds[session->peer.fd].owner = NONE;
+    if (session->peer.fd >= 0 && core->client_fds[session->peer.fd] == index)
+        core->client_fds[session->peer.fd] = NONE;
     session->closing = true;
     core->doomed_count -= session->doomed;
     session->doomed = false;
@@ -109,7 +109,7 @@ static uint32_t session_create(struct mla_core *core, const struct mla_peer *pee
         .used = true, .peer = *peer, .sequence_first = NONE, .run_first = NONE, .run_last = NONE};
     if (index >= core->session_bound)
         core->session_bound = index + 1;
-    core->client_fds[peer->fd].owner = index;
+    core->client_fds[peer->fd] = index;
     core->stats.clients++;
     return index;
 }
@@ -200,15 +200,14 @@ static enum mla_status handle(struct mla_core *core, uint32_t session, uint64_t 
     }
 }
 
-/* The client at this connection, or NONE. Another peer at the same descriptor means that the
- * connection it stood for has ended and that we have yet to hear of it. */
+/* The client at this connection, or NONE. Another connection at its descriptor means that the one
+ * it had is over, and that we have yet to be told. */
 static uint32_t session_of(struct mla_core *core, const struct mla_peer *peer)
 {
-    struct connection *connection = &core->client_fds[peer->fd];
-    if (connection->owner == NONE || same_peer(&core->sessions[connection->owner].peer, peer))
-        return connection->owner;
-    connection->stale++;
-    session_end(core, connection->owner);
+    uint32_t session = core->client_fds[peer->fd];
+    if (session == NONE || core->sessions[session].peer.number == peer->number)
+        return session;
+    session_end(core, session);
     return NONE;
 }
 
@@ -263,14 +262,12 @@ void mla_core_client_message(struct mla_core *core, const struct mla_incoming *i
     settle(core);
 }
 
-void mla_core_client_gone(struct mla_core *core, int fd)
+void mla_core_client_gone(struct mla_core *core, int fd, uint64_t number)
 {
     if (fd < 0 || fd >= (int)FDS_MAX)
         return;
-    struct connection *connection = &core->client_fds[fd];
-    if (connection->stale > 0)
-        connection->stale--;
-    else if (connection->owner != NONE)
-        session_end(core, connection->owner);
+    uint32_t session = core->client_fds[fd];
+    if (session != NONE && core->sessions[session].peer.number == number)
+        session_end(core, session);
     settle(core);
 }

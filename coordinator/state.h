@@ -20,6 +20,13 @@ struct region {
     uint64_t asked[MLA_GROUPS_MAX], mapped[MLA_GROUPS_MAX]; /* bit per rank */
 };
 
+/* A step that was closed: what its OPEN and CLOSE were answered, should they come again. */
+struct closed {
+    uint64_t step, open_request, digest; /* of OPEN's entries */
+    struct mla_open_reply opened;
+    enum mla_close_action action;
+};
+
 /* A connected client. */
 struct session {
     bool used;
@@ -30,13 +37,14 @@ struct session {
     uint32_t sequence_first;      /* list of its sequences */
     uint32_t run_first, run_last; /* queue of runs with microbatches left to dispatch */
     struct region region;
+    uint32_t closed_count; /* so far; the ring holds the last of them */
+    struct closed closed[MLA_STEPS_CLOSED_MAX];
 };
 
 struct sequence {
     uint64_t id;
     uint32_t session, group, table;
     uint32_t step;           /* the open step it is in, or NONE */
-    uint32_t opened;         /* tokens of that step */
     bool lost;               /* its group died; group and table mean nothing */
     uint64_t stamp;          /* of the request that touched it last: finds repetitions */
     uint32_t chain;          /* next in the hash bucket, or in the free list */
@@ -50,7 +58,9 @@ struct step {
     uint64_t id;     /* the client's */
     uint64_t number; /* ours, never used twice */
     uint32_t session, rows, runs;
-    uint32_t microbatches; /* over all groups */
+    uint32_t microbatches;         /* over all groups */
+    uint64_t open_request, digest; /* of OPEN, to know it when it comes again */
+    struct mla_open_reply opened;
     uint32_t count;
     uint32_t *sequences;    /* [MLA_STEP_SEQUENCES_MAX] */
     struct mla_plan *plans; /* [groups] */
@@ -103,13 +113,6 @@ struct group {
     uint32_t turn;      /* session to look at first */
 };
 
-/* What a descriptor stands for. A descriptor can be used again before the end of its last
- * connection is told: `stale` counts the ends that are still to come. */
-struct connection {
-    uint32_t owner; /* session index, or group * MLA_RANKS_MAX + rank; NONE */
-    uint32_t stale;
-};
-
 /* What OPEN did to one sequence so far, to be undone when a later one fails. */
 struct opening {
     uint32_t sequence;
@@ -142,7 +145,9 @@ struct mla_core {
     struct run *runs;
     uint32_t run_free;
     struct group groups[MLA_GROUPS_MAX];
-    struct connection *client_fds, *worker_fds; /* [FDS_MAX] */
+    /* What the newest connection at a descriptor is: a session, or group * MLA_RANKS_MAX + rank, or
+     * NONE. Whoever owns it tells its connection's number. */
+    uint32_t *client_fds, *worker_fds; /* [FDS_MAX] */
 
     struct mla_message request, reply;
     struct mla_worker_message incoming, outgoing;
@@ -258,11 +263,6 @@ static inline uint64_t all_ranks(const struct group *group)
 static inline size_t row_bytes(const struct mla_core *core, enum mla_dtype dtype)
 {
     return core->model.dims.hidden * mla_dtype_bytes(dtype);
-}
-
-static inline bool same_peer(const struct mla_peer *a, const struct mla_peer *b)
-{
-    return a->size == b->size && memcmp(a->id, b->id, a->size) == 0;
 }
 
 #endif

@@ -243,7 +243,7 @@ static void send_plan(struct mla_core *core, const struct step *step, uint32_t i
         group_send(core, group_index, rank, core->plan_frame, bytes, NULL, 0, 0);
 }
 
-static void reply_opened(struct mla_core *core, const struct step *step)
+static void set_opened(struct mla_core *core, struct step *step)
 {
     struct mla_open_reply reply = {.step = step->id, .microbatches = step->microbatches};
     for (uint32_t group = 0; group < core->options.groups; group++) {
@@ -252,22 +252,71 @@ static void reply_opened(struct mla_core *core, const struct step *step)
         reply.decode_rows += step->plans[group].decode_rows;
         reply.prefill_rows += step->plans[group].prefill_rows;
     }
-    reply.blocks_free = blocks_free(core);
-    core->reply.u.open_reply = reply;
+    step->opened = reply;
     core->stats.rows_decode += reply.decode_rows;
     core->stats.rows_prefill += reply.prefill_rows;
+}
+
+static enum mla_status answer_opened(struct mla_core *core, const struct mla_open_reply *opened)
+{
+    core->reply.u.open_reply = *opened;
+    core->reply.u.open_reply.blocks_free = blocks_free(core);
+    return MLA_OK;
+}
+
+/* FNV-1a. A client that finds two OPENs with the same digest deceives only itself. */
+static uint64_t digest_of(const struct mla_open *open)
+{
+    uint64_t digest = 0xcbf29ce484222325u;
+    for (uint32_t i = 0; i < open->count; i++) {
+        const uint64_t values[] = {open->entries[i].sequence, open->entries[i].start,
+                                   open->entries[i].tokens};
+        for (uint32_t k = 0; k < sizeof values / sizeof *values; k++)
+            digest = (digest ^ values[k]) * 0x100000001b3u;
+    }
+    return digest ^ open->count;
+}
+
+/* The newest of this id among those that are remembered, or NULL. */
+static const struct closed *find_closed(const struct session *session, uint64_t step)
+{
+    for (uint32_t i = 0; i < session->closed_count && i < MLA_STEPS_CLOSED_MAX; i++) {
+        const struct closed *closed =
+            &session->closed[(session->closed_count - 1 - i) % MLA_STEPS_CLOSED_MAX];
+        if (closed->step == step)
+            return closed;
+    }
+    return NULL;
+}
+
+/* An OPEN that was done before is answered as it was then, and not done. MLA_AGAIN: it is new. */
+static enum mla_status open_again(struct mla_core *core, uint32_t session, struct failure *failure)
+{
+    const struct mla_open *open = &core->request.u.open;
+    uint64_t digest = digest_of(open);
+    uint32_t index = step_find(core, session, open->step);
+    if (index != NONE && core->steps[index].digest != digest)
+        return fail_with(failure, MLA_STEP_EXISTS, MLA_INDEX_NONE,
+                         "step %llu is open, with other entries", (unsigned long long)open->step);
+    if (index != NONE)
+        return answer_opened(core, &core->steps[index].opened);
+    /* An id is free again after CLOSE, so it takes the request's to tell. */
+    const struct closed *closed = find_closed(&core->sessions[session], open->step);
+    if (closed && closed->open_request == core->request.header.request_id &&
+        closed->digest == digest)
+        return answer_opened(core, &closed->opened);
+    return MLA_AGAIN;
 }
 
 enum mla_status step_open(struct mla_core *core, uint32_t session, struct failure *failure)
 {
     const struct mla_open *open = &core->request.u.open;
+    enum mla_status status = open_again(core, session, failure);
+    if (status != MLA_AGAIN)
+        return status;
     if (group_choose(core) == NONE)
         return fail_with(failure, MLA_NOT_READY, MLA_INDEX_NONE, "no group of workers is ready");
-    if (step_find(core, session, open->step) != NONE)
-        return fail_with(failure, MLA_STEP_EXISTS, MLA_INDEX_NONE, "step %llu is open",
-                         (unsigned long long)open->step);
-    enum mla_status status = check_sizes(core, open, failure);
-    if (status != MLA_OK)
+    if ((status = check_sizes(core, open, failure)) != MLA_OK)
         return status;
     uint32_t index = 0;
     while (index < core->options.steps_open_max && core->steps[index].used)
@@ -288,6 +337,8 @@ enum mla_status step_open(struct mla_core *core, uint32_t session, struct failur
     step->lost = false;
     step->id = open->step;
     step->number = ++core->next_step;
+    step->open_request = core->request.header.request_id;
+    step->digest = digest_of(open);
     step->session = session;
     step->runs = 0;
     step->count = open->count;
@@ -300,8 +351,8 @@ enum mla_status step_open(struct mla_core *core, uint32_t session, struct failur
     for (uint32_t group = 0; group < core->options.groups; group++)
         if (step->plans[group].microbatch_count > 0)
             send_plan(core, step, index, group);
-    reply_opened(core, step);
-    return MLA_OK;
+    set_opened(core, step);
+    return answer_opened(core, &step->opened);
 }
 
 void step_end(struct mla_core *core, uint32_t index, enum mla_close_action action)
@@ -320,8 +371,36 @@ void step_end(struct mla_core *core, uint32_t index, enum mla_close_action actio
             mla_ledger_abort(ledger, sequence->table);
     }
     step->used = false;
-    core->sessions[step->session].steps--;
+    struct session *session = &core->sessions[step->session];
+    session->closed[session->closed_count++ % MLA_STEPS_CLOSED_MAX] =
+        (struct closed){.step = step->id,
+                        .open_request = step->open_request,
+                        .digest = step->digest,
+                        .opened = step->opened,
+                        .action = action};
+    session->steps--;
     core->stats.steps_open--;
+}
+
+static enum mla_status answer_closed(struct mla_core *core)
+{
+    core->reply.u.close_reply = (struct mla_close_reply){.step = core->request.u.close.step,
+                                                         .blocks_free = blocks_free(core)};
+    return MLA_OK;
+}
+
+/* Of a step that is not open: a CLOSE that was done before is answered as it was then. */
+static enum mla_status close_again(struct mla_core *core, uint32_t session, struct failure *failure)
+{
+    const struct mla_close *close = &core->request.u.close;
+    const struct closed *closed = find_closed(&core->sessions[session], close->step);
+    if (closed && closed->action == (enum mla_close_action)close->action)
+        return answer_closed(core);
+    return fail_with(failure, MLA_STEP_UNKNOWN, MLA_INDEX_NONE, "step %llu %s",
+                     (unsigned long long)close->step,
+                     !closed                        ? "is not open"
+                     : closed->action == MLA_COMMIT ? "was committed"
+                                                    : "was aborted");
 }
 
 enum mla_status step_close(struct mla_core *core, uint32_t session, struct failure *failure)
@@ -330,7 +409,7 @@ enum mla_status step_close(struct mla_core *core, uint32_t session, struct failu
     unsigned long long id = close->step;
     uint32_t index = step_find(core, session, close->step);
     if (index == NONE)
-        return fail_with(failure, MLA_STEP_UNKNOWN, MLA_INDEX_NONE, "step %llu is not open", id);
+        return close_again(core, session, failure);
     struct step *step = &core->steps[index];
     if (step->runs > 0)
         return fail_with(failure, MLA_STEP_BUSY, MLA_INDEX_NONE,
@@ -339,7 +418,5 @@ enum mla_status step_close(struct mla_core *core, uint32_t session, struct failu
         return fail_with(failure, MLA_STEP_LOST, MLA_INDEX_NONE,
                          "step %llu lost its group and can only be aborted", id);
     step_end(core, index, (enum mla_close_action)close->action);
-    core->reply.u.close_reply =
-        (struct mla_close_reply){.step = close->step, .blocks_free = blocks_free(core)};
-    return MLA_OK;
+    return answer_closed(core);
 }

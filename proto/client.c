@@ -305,9 +305,10 @@ static enum mla_status receive(struct mla_client *client)
 {
     struct mla_incoming incoming;
     int fd = -1;
+    uint64_t number = 0;
     enum mla_status status = mla_channel_receive(client->channel, &incoming);
     /* What was sent before the end still counts. */
-    if (status == MLA_AGAIN && mla_channel_gone(client->channel, &fd) == MLA_OK &&
+    if (status == MLA_AGAIN && mla_channel_gone(client->channel, &fd, &number) == MLA_OK &&
         (status = mla_channel_receive(client->channel, &incoming)) == MLA_AGAIN)
         return fail_for_good(client, MLA_CLOSED, "the service is gone");
     if (status == MLA_AGAIN)

@@ -18,6 +18,7 @@
 #define MLA_STEP_TOKENS_MAX       65536u    /* new tokens of one step */
 #define MLA_STEP_MICROBATCHES_MAX 4096u     /* microbatches of one step in one group */
 #define MLA_STEPS_OPEN_MAX        64u       /* open steps of the whole service */
+#define MLA_STEPS_CLOSED_MAX      64u       /* closed steps of a client that are remembered */
 #define MLA_SEQUENCES_MAX         65536u    /* sequences of one group */
 #define MLA_PLAN_BLOCKS_MAX       1048576u  /* block ids in one plan message */
 #define MLA_BLOCKS_MAX            16777216u /* KV blocks of one group */

@@ -19,7 +19,7 @@ static const struct meaning meanings[] = {
     MEANING(NOT_READY, "no group of workers is ready"),
     MEANING(BUSY, "too many requests or steps are in flight"),
     MEANING(STEP_UNKNOWN, "there is no such open step"),
-    MEANING(STEP_EXISTS, "a step with this id is open"),
+    MEANING(STEP_EXISTS, "a step with this id is open, with other entries"),
     MEANING(STEP_BUSY, "a RUN of the step is in flight"),
     MEANING(STEP_LOST, "the workers of the step died: abort it"),
     MEANING(SEQUENCE_UNKNOWN, "there is no such sequence"),

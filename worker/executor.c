@@ -397,11 +397,12 @@ static enum mla_status handle(struct executor *executor, const struct mla_incomi
 static enum mla_status idle(struct executor *executor)
 {
     int fd = -1;
+    uint64_t number = 0;
     if (executor->flights.count > 0 || mla_now_ns() < executor->poll_until_ns) {
         sched_yield();
         return MLA_OK;
     }
-    if (mla_channel_gone(executor->channel, &fd) == MLA_OK) {
+    if (mla_channel_gone(executor->channel, &fd, &number) == MLA_OK) {
         fprintf(stderr, "rank %u: the coordinator is gone\n", executor->shard->rank);
         return MLA_CLOSED;
     }

@@ -56,8 +56,16 @@ void *__wrap_aligned_alloc(size_t alignment, size_t bytes)
 
 static struct mla_peer peer_of(uint32_t number)
 {
-    struct mla_peer peer = {.size = 5, .fd = (int)number + 10};
+    struct mla_peer peer = {.size = 5, .fd = (int)number + 10, .number = number + 1};
     memcpy(peer.id + 1, &number, sizeof number);
+    return peer;
+}
+
+static struct mla_peer client_peer(int client, uint8_t generation)
+{
+    struct mla_peer peer = peer_of((uint32_t)client);
+    peer.id[0] = generation;
+    peer.number += (uint64_t)generation << 32;
     return peer;
 }
 
@@ -385,8 +393,7 @@ void world_fini(struct world *world)
 void world_send_frames(struct world *world, int client, const uint8_t *head, size_t head_bytes,
                        uint32_t frames, const void *payload, size_t payload_bytes)
 {
-    struct mla_peer peer = peer_of((uint32_t)client);
-    peer.id[0] = world->generation[client];
+    struct mla_peer peer = client_peer(client, world->generation[client]);
     struct mla_incoming incoming = {.peer = peer,
                                     .frames = frames,
                                     .head = head,
@@ -417,14 +424,21 @@ const struct world_reply *world_send(struct world *world, int client, struct mla
     return world->reply_count > before ? world_last(world) : NULL;
 }
 
+void world_generation_gone(struct world *world, int client, uint8_t generation)
+{
+    struct mla_peer peer = client_peer(client, generation);
+    mla_core_client_gone(world->core, peer.fd, peer.number);
+}
+
 void world_client_gone(struct world *world, int client)
 {
-    mla_core_client_gone(world->core, peer_of((uint32_t)client).fd);
+    world_generation_gone(world, client, world->generation[client]);
 }
 
 void world_group_gone(struct world *world, uint32_t group)
 {
-    mla_core_worker_gone(world->core, peer_of(worker_number(group, 0)).fd);
+    struct mla_peer peer = peer_of(worker_number(group, 0));
+    mla_core_worker_gone(world->core, peer.fd, peer.number);
 }
 
 static struct mla_message request;
@@ -444,7 +458,7 @@ enum mla_status world_hello(struct world *world, int client)
 enum mla_status world_open(struct world *world, int client, uint64_t step,
                            const struct mla_open_entry *entries, uint32_t entry_count)
 {
-    request.header = (struct mla_header){.type = MLA_OPEN, .request_id = step};
+    request.header = (struct mla_header){.type = MLA_OPEN, .request_id = ++world->opens};
     request.u.open.step = step;
     request.u.open.count = entry_count;
     memcpy(request.u.open.entries, entries, entry_count * sizeof *entries);

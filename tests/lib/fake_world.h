@@ -22,6 +22,7 @@ struct world {
     struct mla_core *core;
     uint64_t now_ns;
     uint32_t ranks;
+    uint64_t opens;                                /* their request ids */
     uint32_t reply_count;                          /* all so far */
     struct world_reply replies[WORLD_REPLIES_MAX]; /* ring */
     struct world_work *first, *last;               /* messages that workers have not looked at */
@@ -30,9 +31,9 @@ struct world {
     bool refuse_attach[32];              /* ranks with this number can't map any */
     uint8_t *memory[64];                 /* region N, as its client and the workers see it */
     uint64_t attached[64], detached[64]; /* messages about region N */
-    uint8_t generation[64];              /* another one: another peer at the same descriptor */
-    bool repeat_done;                    /* workers send every result twice */
-    bool refuse_client[64];              /* sending to this client fails */
+    uint8_t generation[64]; /* another one: another connection at the same descriptor */
+    bool repeat_done;       /* workers send every result twice */
+    bool refuse_client[64]; /* sending to this client fails */
     uint32_t shutdowns_seen, microbatches_seen, padded_rows_seen;
     uint64_t works_order[4096]; /* request layers in the order of dispatch, rank 0 */
     uint32_t works_count;
@@ -56,6 +57,8 @@ const struct world_reply *world_send(struct world *world, int client, struct mla
 void world_send_frames(struct world *world, int client, const uint8_t *head, size_t head_bytes,
                        uint32_t frames, const void *payload, size_t payload_bytes);
 void world_client_gone(struct world *world, int client);
+/* The end of the connection that the client had in that generation. */
+void world_generation_gone(struct world *world, int client, uint8_t generation);
 void world_group_gone(struct world *world, uint32_t group);
 
 /* Requests; the status of the reply (MLA_AGAIN: none yet). */

@@ -170,7 +170,8 @@ static inline void *serve(void *unused)
         if (mla_channel_receive(fake.channel, &in) != MLA_OK) {
             (void)mla_channel_wait(&fake.channel, 1, 10);
             int fd = -1;
-            while (mla_channel_gone(fake.channel, &fd) == MLA_OK) {}
+            uint64_t number = 0;
+            while (mla_channel_gone(fake.channel, &fd, &number) == MLA_OK) {}
             continue;
         }
         cr_assert_eq(mla_message_decode(in.head, in.head_bytes, &fake.request), MLA_OK);

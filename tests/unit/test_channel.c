@@ -72,12 +72,14 @@ static struct mla_incoming receive(struct mla_channel *channel)
     return incoming;
 }
 
+static uint64_t gone_number; /* of the last end that was told */
+
 /* The end of a connection, which must come. */
 static int gone(struct mla_channel *channel)
 {
     int fd = -1;
     int64_t deadline_s = now_s() + PATIENCE_S;
-    while (mla_channel_gone(channel, &fd) == MLA_AGAIN) {
+    while (mla_channel_gone(channel, &fd, &gone_number) == MLA_AGAIN) {
         struct pollfd none;
         cr_assert_lt(now_s(), deadline_s, "no end was told");
         poll(&none, 0,
@@ -461,7 +463,8 @@ static void peer_leaves(const char *endpoint)
     struct mla_incoming incoming = receive(client);
     cr_expect(is(&incoming, "still"));
     int fd = -1;
-    cr_expect_eq(mla_channel_gone(server, &fd), MLA_AGAIN, "%d is told to be gone", fd);
+    cr_expect_eq(mla_channel_gone(server, &fd, &gone_number), MLA_AGAIN, "%d is told to be gone",
+                 fd);
 }
 
 Test(channel, peer_leaves_tcp)
@@ -472,6 +475,40 @@ Test(channel, peer_leaves_tcp)
 Test(channel, peer_leaves_ipc)
 {
     peer_leaves(transports[1]);
+}
+
+/* A connection that never spoke ends, and the next one at its descriptor speaks before anybody asks
+ * for ends. */
+static void silent_peer(const char *endpoint)
+{
+    listen_at(endpoint);
+    struct mla_peer speaks;
+    int fd = -1;
+    for (int tries = 0; fd < 0 || fd != speaks.fd; tries++) {
+        cr_assert_lt(tries, 1000, "no descriptor was used again");
+        close(mla_zmtp_connect(mla_channel_endpoint(server))); /* silent */
+        int again = mla_zmtp_connect(mla_channel_endpoint(server));
+        cr_assert(mla_zmtp_send(again, "hello", 5, false));
+        speaks = receive(server).peer;
+        fd = gone(server); /* the silent one's */
+        cr_assert_neq(gone_number, speaks.number, "the one that speaks is told to be gone");
+        uint64_t number = 0;
+        int none = -1;
+        cr_assert_eq(mla_channel_gone(server, &none, &number), MLA_AGAIN);
+        close(again);
+        cr_assert_eq(gone(server), speaks.fd);
+        cr_assert_eq(gone_number, speaks.number);
+    }
+}
+
+Test(channel, silent_peer_tcp)
+{
+    silent_peer(transports[0]);
+}
+
+Test(channel, silent_peer_ipc)
+{
+    silent_peer(transports[1]);
 }
 
 Test(channel, unknown_peer)
@@ -504,7 +541,7 @@ Test(channel, nothing_is_there)
     cr_assert_eq(mla_channel_connect(context, "tcp://127.0.0.1:1", &options, &client), MLA_OK);
     cr_expect_eq(mla_channel_receive(server, &incoming), MLA_AGAIN);
     cr_expect_eq(mla_channel_receive(client, &incoming), MLA_AGAIN);
-    cr_expect_eq(mla_channel_gone(server, &fd), MLA_AGAIN);
+    cr_expect_eq(mla_channel_gone(server, &fd, &gone_number), MLA_AGAIN);
     cr_expect(incoming.frames == 12345 && fd == 12345, "a result was touched");
     cr_expect_eq(mla_channel_send(client, NULL, "x", 1, NULL, 0, 0), MLA_AGAIN);
     struct mla_channel *both[] = {server, client};

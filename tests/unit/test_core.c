@@ -319,10 +319,24 @@ Test(core, a_late_end_is_not_taken_for_the_next_clients)
     cr_assert_eq(blocks_used(), 0);
     cr_assert_eq(world_hello(&world, 0), MLA_OK);
     cr_assert_eq(world_open(&world, 0, 1, &entry, 1), MLA_OK);
-    world_client_gone(&world, 0); /* the first one's */
+    world_generation_gone(&world, 0, 0);
     cr_assert_eq(blocks_used(), 2);
     world_client_gone(&world, 0);
     cr_assert_eq(blocks_used(), 0);
+    world_fini(&world);
+}
+
+/* A connection that never said anything ends after another client has its descriptor. */
+Test(core, the_end_of_a_silent_connection_is_nobodys)
+{
+    start(1, 1);
+    world.generation[0] = 1;
+    world_hello(&world, 0);
+    struct mla_open_entry entry = {1, 0, 70};
+    cr_assert_eq(world_open(&world, 0, 1, &entry, 1), MLA_OK);
+    world_generation_gone(&world, 0, 0);
+    cr_assert_eq(blocks_used(), 2);
+    cr_assert_eq(world_close(&world, 0, 1, MLA_COMMIT), MLA_OK);
     world_fini(&world);
 }
 
