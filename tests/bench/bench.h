@@ -2,6 +2,7 @@
 #ifndef MLA_TESTS_BENCH_BENCH_H
 #define MLA_TESTS_BENCH_BENCH_H
 
+int mla_bench_run(int argc, char **argv);
 int mla_bench_replay(int argc, char **argv);
 int mla_bench_layer(int argc, char **argv);
 int mla_bench_attention(int argc, char **argv);

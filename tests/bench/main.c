@@ -7,6 +7,7 @@
 
 static const char usage[] = "usage: mla-bench COMMAND ...\n"
                             "\n"
+                            "  run        measures RUN, OPEN and CLOSE of a service\n"
                             "  replay     runs a trace of requests against a service\n"
                             "  layer      runs one layer in this process\n"
                             "  attention  runs decode attention alone\n"
@@ -27,11 +28,9 @@ static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
 } commands[] = {
-    {"replay", mla_bench_replay},
-    {"layer", mla_bench_layer},
-    {"attention", mla_bench_attention},
-    {"prefill", mla_bench_prefill},
-    {"gpus", gpus},
+    {"run", mla_bench_run},         {"replay", mla_bench_replay},
+    {"layer", mla_bench_layer},     {"attention", mla_bench_attention},
+    {"prefill", mla_bench_prefill}, {"gpus", gpus},
 };
 
 int main(int argc, char **argv)
