@@ -1,11 +1,11 @@
 #include "worker/graphs.h"
 
 #include "comm/bootstrap.h"
+#include "worker/progress.h"
 
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 struct mla_graphs_bucket {
     uint32_t padded;
@@ -54,18 +54,6 @@ static enum mla_status capture(struct mla_graphs *graphs, uint32_t index, uint32
     return status;
 }
 
-static void show_progress(uint32_t done, uint32_t total, bool terminal)
-{
-    enum { WIDTH = 40 };
-    int filled = (int)((uint64_t)WIDTH * done / total);
-    if (terminal)
-        fprintf(stderr, "\rcapturing [%.*s%*s] %u/%u graphs%s", filled,
-                "########################################", WIDTH - filled, "", done, total,
-                done == total ? "\n" : "");
-    else if (done == total)
-        fprintf(stderr, "captured %u graphs\n", total);
-}
-
 /* Each bucket once eagerly: what is made on first use may not be made inside a capture, and
  * products are tuned for all buckets' shapes. */
 static enum mla_status warm_up(struct mla_graphs *graphs)
@@ -84,7 +72,6 @@ static enum mla_status capture_all(struct mla_graphs *graphs)
 {
     struct mla_backend *backend = backend_of(graphs);
     const struct mla_shard *shard = graphs->layer->shard;
-    bool terminal = isatty(STDERR_FILENO);
     uint64_t before = 0;
     uint64_t after = 0;
     enum mla_status status = backend->ops->memory_free(backend, &before);
@@ -97,8 +84,8 @@ static enum mla_status capture_all(struct mla_graphs *graphs)
             if (status != MLA_OK || !captured)
                 return status;
             if (shard->rank == 0)
-                show_progress((graphs->count - 1 - b) * shard->layer_count + l + 1,
-                              graphs->count * shard->layer_count, terminal);
+                mla_progress_show("capturing", (graphs->count - 1 - b) * shard->layer_count + l + 1,
+                                  graphs->count * shard->layer_count, "graphs", shard->layer_count);
         }
     }
     if (status == MLA_OK)

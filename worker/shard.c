@@ -1,8 +1,9 @@
 #include "worker/shard.h"
 
+#include "worker/progress.h"
+
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 enum { STAGE_ELEMENTS = 1 << 20 };
 
@@ -133,19 +134,6 @@ static enum mla_status load_layer(struct loader *loader, const struct mla_shard 
     return status;
 }
 
-static void show_progress(uint32_t done, uint32_t total, bool terminal)
-{
-    enum { WIDTH = 40 };
-    if (!terminal) {
-        fprintf(stderr, "loaded layer %u of %u\n", done, total);
-        return;
-    }
-    int filled = (int)((uint64_t)WIDTH * done / total);
-    fprintf(stderr, "\rloading [%.*s%*s] %u/%u layers%s", filled,
-            "########################################", WIDTH - filled, "", done, total,
-            done == total ? "\n" : "");
-}
-
 enum mla_status mla_shard_load(const struct mla_checkpoint *checkpoint, uint32_t rank,
                                uint32_t ranks, struct mla_backend *backend, struct mla_shard *out)
 {
@@ -169,11 +157,10 @@ enum mla_status mla_shard_load(const struct mla_checkpoint *checkpoint, uint32_t
                             .stage = malloc(stage * sizeof(float)),
                             .narrow = malloc(stage * sizeof(uint16_t))};
     status = loader.stage && loader.narrow ? MLA_OK : MLA_MEMORY;
-    bool terminal = isatty(STDERR_FILENO);
     for (uint32_t i = 0; status == MLA_OK && i < out->layer_count; i++) {
         status = load_layer(&loader, out, out->layers[i], &out->weights[i]);
         if (status == MLA_OK && rank == 0)
-            show_progress(i + 1, out->layer_count, terminal);
+            mla_progress_show("loading", i + 1, out->layer_count, "layers", 1);
     }
     free(loader.stage);
     free(loader.narrow);

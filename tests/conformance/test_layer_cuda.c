@@ -59,20 +59,6 @@ Test(layer_cuda, two_open_steps_take_turns)
     if (!mla_test_has_gpu())
         return;
     begin(&real[0], 64);
-    plan_microbatch(&world_plan, MLA_PREFILL);
-    plan_entry(&world_plan, 0, 0, 70);
-    plan_entry(&world_plan, 1, 0, 30);
-    world_run_step("prefill");
-    struct plan other;
-    plan_begin(&other, world_plan.message.step + 1);
-    plan_microbatch(&world_plan, MLA_DECODE);
-    plan_entry(&world_plan, 0, 70, 3);
-    plan_pad(&world_plan, 4);
-    plan_microbatch(&other, MLA_DECODE);
-    plan_entry(&other, 2, 0, 1);
-    plan_entry(&other, 1, 30, 2);
-    plan_pad(&other, 4);
-    world_run_pair(&other, "two open");
-    world_check_cache();
+    world_check_pair();
     world_end();
 }

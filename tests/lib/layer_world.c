@@ -295,7 +295,7 @@ void world_run_step(const char *what)
     plan_begin(&world_plan, world_plan.message.step + 1);
 }
 
-void world_run_pair(const struct plan *other, const char *what)
+static void run_pair(const struct plan *other, const char *what)
 {
     build(&world_plan, &steps[0]);
     build(other, &steps[1]);
@@ -371,5 +371,25 @@ void world_check_all(void)
     plan_pad(&world_plan, 128);
     world_run_step("one row of a bucket of 128");
 
+    world_check_cache();
+}
+
+void world_check_pair(void)
+{
+    struct plan other;
+    plan_microbatch(&world_plan, MLA_PREFILL);
+    plan_entry(&world_plan, 0, 0, 70);
+    plan_entry(&world_plan, 1, 0, 30);
+    world_run_step("prefill");
+
+    plan_begin(&other, world_plan.message.step + 1);
+    plan_microbatch(&world_plan, MLA_DECODE);
+    plan_entry(&world_plan, 0, 70, 3);
+    plan_pad(&world_plan, 4);
+    plan_microbatch(&other, MLA_DECODE);
+    plan_entry(&other, 2, 0, 1);
+    plan_entry(&other, 1, 30, 2);
+    plan_pad(&other, 4);
+    run_pair(&other, "two open");
     world_check_cache();
 }

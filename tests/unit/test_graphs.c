@@ -66,23 +66,11 @@ Test(graphs, no_bucket_no_graph)
     world_end();
 }
 
-/* Both are in the same bucket: each must find its own lengths, slots and tables. */
 Test(graphs, two_open_steps_take_turns)
 {
     begin();
-    prefill();
-    struct plan other;
-    plan_begin(&other, world_plan.message.step + 1);
-    plan_microbatch(&world_plan, MLA_DECODE);
-    plan_entry(&world_plan, 0, 70, 3);
-    plan_pad(&world_plan, 4);
-    plan_microbatch(&other, MLA_DECODE);
-    plan_entry(&other, 2, 0, 1);
-    plan_entry(&other, 1, 30, 2);
-    plan_pad(&other, 4);
-    world_run_pair(&other, "two open");
+    world_check_pair();
     cr_expect_eq(recording.captured, 2);
-    world_check_cache();
     world_end();
 }
 
