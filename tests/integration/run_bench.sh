@@ -24,7 +24,8 @@ for payload in shared inline; do
         mla_fail 1 "nothing was measured"
 done
 # As many RUNs as were asked for, and no more.
-bench --repeat 7 --in-flight 3 --dtype f32 --pids "$service" | grep -q '^RUNs, 3 in flight (7),' ||
+bench --repeat 7 --in-flight 3 --dtype f32 --pids "$service" >"$dir/repeat.out"
+grep -q '^RUNs, 3 in flight (7),' "$dir/repeat.out" ||
     mla_fail 1 "--repeat 7 was not 7 RUNs"
 code=0
 bench --layers 3 --pids "$service" 2>"$dir/refused.log" || code=$?
