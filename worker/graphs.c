@@ -84,8 +84,9 @@ static enum mla_status capture_all(struct mla_graphs *graphs)
             if (status != MLA_OK || !captured)
                 return status;
             if (shard->rank == 0)
-                mla_progress_show("capturing", (graphs->count - 1 - b) * shard->layer_count + l + 1,
-                                  graphs->count * shard->layer_count, "graphs", shard->layer_count);
+                mla_progress_show("captured", "graph",
+                                  (graphs->count - 1 - b) * shard->layer_count + l + 1,
+                                  graphs->count * shard->layer_count, shard->layer_count);
         }
     }
     if (status == MLA_OK)

@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-/* "loading", 3 of 27 "layers". Elsewhere than on a terminal every `stride`-th step gets a line,
- * and the last. */
-void mla_progress_show(const char *doing, uint32_t done, uint32_t total, const char *what,
+/* "loaded" "layer" 3 of 27. Elsewhere than on a terminal every `stride`-th gets a line, and the
+ * last. */
+void mla_progress_show(const char *did, const char *what, uint32_t done, uint32_t total,
                        uint32_t stride);
 
 #endif

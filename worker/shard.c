@@ -160,7 +160,7 @@ enum mla_status mla_shard_load(const struct mla_checkpoint *checkpoint, uint32_t
     for (uint32_t i = 0; status == MLA_OK && i < out->layer_count; i++) {
         status = load_layer(&loader, out, out->layers[i], &out->weights[i]);
         if (status == MLA_OK && rank == 0)
-            mla_progress_show("loading", i + 1, out->layer_count, "layers", 1);
+            mla_progress_show("loaded", "layer", i + 1, out->layer_count, 1);
     }
     free(loader.stage);
     free(loader.narrow);
