@@ -192,7 +192,7 @@ void mla_core_destroy(struct mla_core **core_at)
         if (core->sessions[i].region.grant.region != 0)
             core->effects.region_remove(core->effects.context,
                                         core->sessions[i].region.grant.region);
-    for (uint32_t i = 0; core->runs && i < RUNS_MAX; i++) {
+    for (uint32_t i = 0; i < core->run_bound; i++) {
         mla_blob_drop(core->runs[i].used ? core->runs[i].input : NULL);
         mla_blob_drop(core->runs[i].used ? core->runs[i].output : NULL);
     }
@@ -269,7 +269,7 @@ bool mla_core_check(const struct mla_core *core)
     for (uint32_t g = 0; g < core->options.groups; g++)
         if (core->groups[g].state == GROUP_READY && !mla_ledger_check(core->groups[g].ledger))
             return false;
-    for (uint32_t i = 0; i < RUNS_MAX; i++)
+    for (uint32_t i = 0; i < core->run_bound; i++)
         runs += core->runs[i].used;
     for (uint32_t i = 0; i < core->options.steps_open_max; i++)
         steps += core->steps[i].used;

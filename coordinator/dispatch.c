@@ -120,6 +120,8 @@ enum mla_status run_queue(struct mla_core *core, uint32_t session_index, uint64_
 
     struct run *run = &core->runs[index];
     core->run_free = run->next;
+    if (index >= core->run_bound)
+        core->run_bound = index + 1;
     uint32_t *next_microbatch = run->next_microbatch;
     *run = (struct run){.used = true,
                         .direct = direct,
@@ -413,7 +415,7 @@ void run_fail(struct mla_core *core, uint32_t index, enum mla_status status, con
 
 void runs_cancel(struct mla_core *core, uint32_t session)
 {
-    for (uint32_t i = 0; i < RUNS_MAX && core->sessions[session].runs > 0; i++)
+    for (uint32_t i = 0; i < core->run_bound && core->sessions[session].runs > 0; i++)
         if (core->runs[i].used && core->runs[i].session == session && !core->runs[i].answered)
             forget_waiting(core, i);
 }

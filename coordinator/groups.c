@@ -90,7 +90,7 @@ void group_lose(struct mla_core *core, uint32_t index, const char *why)
         for (uint32_t i = 0; i < core->sequence_capacity; i++)
             if (core->sequences[i].group == index)
                 core->sequences[i].lost = true;
-        for (uint32_t i = 0; i < RUNS_MAX && core->stats.runs_in_flight > 0; i++)
+        for (uint32_t i = 0; i < core->run_bound && core->stats.runs_in_flight > 0; i++)
             if (core->runs[i].used && core->steps[core->runs[i].step].lost)
                 run_fail(core, i, MLA_GROUP_LOST, "the workers died under this RUN");
     }

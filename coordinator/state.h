@@ -143,7 +143,7 @@ struct mla_core {
     uint32_t *sequence_heads;
     struct step steps[MLA_STEPS_OPEN_MAX];
     struct run *runs;
-    uint32_t run_free;
+    uint32_t run_free, run_bound; /* runs from run_bound on were never used */
     struct group groups[MLA_GROUPS_MAX];
     /* What the newest connection at a descriptor is: a session, or group * MLA_RANKS_MAX + rank, or
      * NONE. Whoever owns it tells its connection's number. */
