@@ -29,12 +29,21 @@ static void ask_group(struct mla_core *core, struct region *region, uint32_t gro
     tell_group(core, group, MLA_ATTACH, &region->grant);
 }
 
+/* A RUN in flight is in the session's region. */
+static bool is_used(const struct mla_core *core, uint32_t index)
+{
+    for (uint32_t i = 0; i < core->run_bound; i++)
+        if (core->runs[i].used && core->runs[i].session == index && core->runs[i].shared)
+            return true;
+    return false;
+}
+
 void region_drop(struct mla_core *core, uint32_t index)
 {
     struct region *region = &core->sessions[index].region;
     if (region->grant.region == 0)
         return;
-    assert(core->sessions[index].runs == 0);
+    assert(!is_used(core, index));
     for (uint32_t g = 0; g < core->options.groups; g++)
         if (group_is_adopted(&core->groups[g]))
             tell_group(core, g, MLA_DETACH, &region->grant);

@@ -224,7 +224,7 @@ void works_lose(struct mla_core *core, uint32_t group);
 
 /* MLA_AGAIN: answered when the workers have it. */
 enum mla_status region_share(struct mla_core *core, uint32_t session, struct failure *failure);
-/* Tells the workers to unmap it. No RUN of the session may be in flight. */
+/* Tells the workers to unmap it. No RUN in flight may name it. */
 void region_drop(struct mla_core *core, uint32_t session);
 /* The place of a RUN must be this client's, and the step's workers must have the region. */
 enum mla_status region_check(const struct mla_core *core, uint32_t session, const struct step *step,

@@ -241,6 +241,26 @@ Test(regions, one_rank_that_cannot_map_it_means_inline)
     world_fini(&world);
 }
 
+/* RUNs with frames go on while the workers are asked, and have nothing to do with the answer. */
+Test(regions, one_that_is_refused_under_a_run)
+{
+    start(1, 1);
+    open_step(0, 1, 4);
+    world.refuse_attach[0] = true;
+    cr_assert_eq(world_share(&world, 0, REGION), MLA_AGAIN);
+    cr_assert_eq(world_run(&world, 0, 1, 3, 4, 1), MLA_AGAIN);
+    cr_assert_eq(world_run(&world, 0, 1, 4, 4, 1), MLA_AGAIN);
+    uint32_t replies = world.reply_count;
+    while (world.reply_count == replies)
+        world_work(&world, 1);
+    cr_assert_eq(world.replies[replies].header.status, MLA_NOT_SHARED);
+    check();
+    world_work(&world, UINT32_MAX);
+    cr_assert_eq(world.reply_count, replies + 3);
+    cr_assert_float_eq(world_last(&world)->values[3], -4, 0);
+    world_fini(&world);
+}
+
 /* A group that joins later is told of the regions there are; until it has them RUNs that need it
  * are refused, and the client sends them inline. */
 Test(regions, a_new_group_maps_what_there_is)
