@@ -260,17 +260,52 @@ void mla_core_stats(const struct mla_core *core, struct mla_stats *out)
     out->heap_bytes = mla_blob_pool_bytes(core->pool) + core->input_bytes;
 }
 
+/* What sessions, steps and groups count of runs is what there is, and within bounds. */
+static bool runs_check(const struct mla_core *core)
+{
+    uint32_t of_session[MLA_CLIENTS_MAX] = {0};
+    uint32_t of_step[MLA_STEPS_OPEN_MAX] = {0};
+    uint64_t count = 0;
+    uint64_t out = 0;
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < core->run_bound; i++) {
+        const struct run *run = &core->runs[i];
+        if (!run->used)
+            continue;
+        if (!core->sessions[run->session].used || !core->steps[run->step].used)
+            return false;
+        count++;
+        of_session[run->session]++;
+        of_step[run->step]++;
+        out += run->out;
+        bytes += run->input ? run->input->bytes : 0;
+    }
+    for (uint32_t i = 0; i < core->session_bound; i++)
+        if (core->sessions[i].used && (core->sessions[i].runs != of_session[i] ||
+                                       of_session[i] > core->options.runs_queued_max))
+            return false;
+    for (uint32_t i = 0; i < core->options.steps_open_max; i++)
+        if (core->steps[i].used && core->steps[i].runs != of_step[i])
+            return false;
+    for (uint32_t g = 0; g < core->options.groups; g++) {
+        uint32_t working = 0;
+        for (uint32_t i = 0; i < core->options.credits; i++)
+            working += core->groups[g].works[i].ranks_left > 0;
+        if (working != core->groups[g].works_out)
+            return false;
+        out -= working;
+    }
+    return count == core->stats.runs_in_flight && out == 0 && bytes == core->input_bytes;
+}
+
 bool mla_core_check(const struct mla_core *core)
 {
-    uint64_t runs = 0;
     uint64_t steps = 0;
     uint64_t sequences = 0;
     uint64_t region_bytes = 0;
     for (uint32_t g = 0; g < core->options.groups; g++)
         if (core->groups[g].state == GROUP_READY && !mla_ledger_check(core->groups[g].ledger))
             return false;
-    for (uint32_t i = 0; i < core->run_bound; i++)
-        runs += core->runs[i].used;
     for (uint32_t i = 0; i < core->options.steps_open_max; i++)
         steps += core->steps[i].used;
     for (uint32_t i = 0; i < core->session_bound; i++) {
@@ -281,6 +316,6 @@ bool mla_core_check(const struct mla_core *core)
              at = core->sequences[at].next)
             sequences++;
     }
-    return runs == core->stats.runs_in_flight && steps == core->stats.steps_open &&
+    return runs_check(core) && steps == core->stats.steps_open &&
            sequences == core->stats.sequences && region_bytes == core->region_bytes;
 }

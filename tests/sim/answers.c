@@ -16,9 +16,11 @@ static void check_rows(struct sim *sim, struct sim_client *client, struct lane *
                        const struct request *request, const struct packet *packet)
 {
     size_t row = SIM_HIDDEN * mla_dtype_bytes(request->reply_dtype);
-    if (packet->bytes != lane->rows * row)
+    if (packet->bytes != (request->shared ? 0 : lane->rows * row))
         sim_fail(sim, "%zu bytes for %u rows", packet->bytes, lane->rows);
-    const uint8_t *data = packet->payload->data + packet->offset;
+    const uint8_t *data =
+        request->shared ? region_find(sim, client->region)->data + request->output * PLACE_BYTES
+                        : packet->payload->data + packet->offset;
     uint32_t i = 0;
     for (uint32_t e = 0; e < lane->open.count; e++) {
         const struct mla_open_entry *entry = &lane->open.entries[e];
@@ -97,6 +99,8 @@ static void run_answered(struct sim *sim, struct sim_client *client, const struc
     if (status == MLA_OK) {
         check_rows(sim, client, lane, request, packet);
         lane->layers_left &= ~(1u << request->layer);
+    } else if (status == MLA_NOT_SHARED) {
+        lane->in_frames = true;
     } else if (status != MLA_BUSY) {
         lane->failed = true;
     }

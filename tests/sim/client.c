@@ -88,6 +88,47 @@ uint64_t client_ask(struct sim *sim, struct sim_client *client, struct mla_messa
     return asked.id;
 }
 
+void client_share(struct sim *sim, struct sim_client *client)
+{
+    bool back = client->region != 0;
+    if (client->sharing)
+        return;
+    client->sharing = true;
+    message.header = (struct mla_header){.type = MLA_SHARE};
+    message.u.share.bytes = back ? 0 : PLACES * PLACE_BYTES;
+    uint64_t allowed = BIT(MLA_OK) | BIT(MLA_BUSY);
+    if (!back)
+        allowed |= BIT(MLA_NOT_READY) | BIT(MLA_NOT_SHARED);
+    (void)client_ask(sim, client, &message, NULL,
+                     (struct request){.lane = LANES_MAX, .allowed = allowed});
+}
+
+/* All places are free in a new region; one whose RUN was lost is not before. */
+static void shared(struct sim_client *client, const struct mla_message *reply)
+{
+    client->sharing = false;
+    if (reply->header.status != MLA_OK)
+        return;
+    client->region = reply->u.share_reply.region;
+    memset(client->taken, 0, sizeof client->taken);
+}
+
+bool client_take(struct sim_client *client, struct request *request)
+{
+    uint32_t found[2];
+    uint32_t count = 0;
+    for (uint32_t i = 0; client->region && !client->sharing && i < PLACES && count < 2; i++)
+        if (!client->taken[i])
+            found[count++] = i;
+    if (count < 2)
+        return false;
+    client->taken[found[0]] = client->taken[found[1]] = true;
+    request->shared = true;
+    request->input = found[0];
+    request->output = found[1];
+    return true;
+}
+
 static void lane_event(struct sim *sim, uint64_t at, uint64_t life)
 {
     struct sim_client *client = &sim->clients[at / LANES_MAX];
@@ -117,6 +158,8 @@ static void greeted(struct sim *sim, struct sim_client *client, enum mla_status 
         return;
     }
     client->greeted = true;
+    if (random_chance(&sim->random, 500))
+        client_share(sim, client);
     for (uint32_t lane = 0; lane < client->lane_count; lane++)
         lane_later(sim, client, lane, 0, 2000);
 }
@@ -145,10 +188,16 @@ void client_arrived(struct sim *sim, uint32_t at, struct packet *packet)
                  mla_status_name((enum mla_status)header->status),
                  header->status ? message.u.sentence : "");
     sim->replies_checked++;
-    if (request.lane == LANES_MAX)
+    if (request.type == MLA_SHARE)
+        shared(client, &message);
+    else if (request.lane == LANES_MAX)
         greeted(sim, client, (enum mla_status)header->status);
     else if (!request.late)
         lane_answered(sim, client, &request, &message, packet);
+    if (request.shared) { /* who is cut off may still write after GROUP_LOST */
+        client->taken[request.input] = false;
+        client->taken[request.output] = header->status == MLA_GROUP_LOST;
+    }
     packet_free(packet);
     bool all_done = !sim->faults && client->request_count == 0 && client->greeted;
     for (uint32_t lane = 0; lane < client->lane_count; lane++)

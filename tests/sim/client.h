@@ -5,7 +5,10 @@
 
 #include "tests/sim/sim.h"
 
-enum { LANES_MAX = 3, LANE_SEQUENCES = 4, REQUESTS_MAX = 128 };
+enum { LANES_MAX = 3, LANE_SEQUENCES = 4, REQUESTS_MAX = 128, PLACES = 24 };
+
+/* A region is cut into places, each for one payload. */
+#define PLACE_BYTES ((uint64_t)SIM_ROWS_MAX * SIM_HIDDEN * sizeof(float))
 
 #define BIT(status) (1ull << (status))
 
@@ -23,6 +26,7 @@ struct lane {
     enum lane_state state;
     uint32_t waiting; /* replies to come, but for those to late repetitions */
     bool opened, failed, closed, quiet_done;
+    bool in_frames; /* the workers don't have the region */
     uint64_t step, open_request, close_request;
     enum mla_close_action action;
     uint32_t layers_left; /* bits: not run yet */
@@ -38,12 +42,17 @@ struct request {
     uint32_t lane, layer;
     enum mla_dtype reply_dtype;
     bool late; /* a repetition nobody waits for */
+    bool shared;
+    uint32_t input, output; /* its places */
 };
 
 struct sim_client {
     uint64_t link, life; /* life: grows with every connection */
     uint64_t salt, ids, steps;
     bool greeted, done;
+    uint64_t region; /* 0: none that may be used */
+    bool sharing;    /* SHARE is under way */
+    bool taken[PLACES];
     uint32_t lane_count, request_count;
     struct request requests[REQUESTS_MAX];
     struct lane lanes[LANES_MAX];
@@ -75,6 +84,11 @@ static inline uint64_t x_of(const struct sim_client *client, const struct lane *
 {
     return mix(client->salt + lane->step, (uint64_t)layer << 32 | row);
 }
+
+/* Asks for a region, or gives it back. */
+void client_share(struct sim *sim, struct sim_client *client);
+/* Two places for a RUN; false: use frames. */
+bool client_take(struct sim_client *client, struct request *request);
 
 /* ---- lane.c */
 

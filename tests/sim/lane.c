@@ -51,11 +51,11 @@ static void ask_run(struct sim *sim, struct sim_client *client, uint32_t at, uin
     enum mla_dtype dtype = dice % 2 ? MLA_F32 : MLA_BF16;
     enum mla_dtype reply_dtype = dice % 10 < 7 ? MLA_F32 : MLA_BF16;
     size_t row = SIM_HIDDEN * mla_dtype_bytes(dtype);
-    struct mla_blob *payload = blob_make(sim, lane->rows * row);
-    for (uint32_t i = 0; i < lane->rows; i++) {
-        uint64_t x = x_of(client, lane, layer, i);
-        memcpy(payload->data + i * row, &x, sizeof x);
-    }
+    struct request asked = {.lane = at,
+                            .layer = layer,
+                            .reply_dtype = reply_dtype,
+                            .allowed = BIT(MLA_OK) | BIT(MLA_BUSY) | BIT(MLA_GROUP_LOST) |
+                                       BIT(MLA_STEP_LOST)};
     message.header = (struct mla_header){.type = MLA_RUN, .request_id = id};
     message.u.run = (struct mla_run){.step = lane->step,
                                      .layer = layer + 3,
@@ -63,12 +63,24 @@ static void ask_run(struct sim *sim, struct sim_client *client, uint32_t at, uin
                                      .reply_dtype = reply_dtype,
                                      .rows = lane->rows,
                                      .hidden = SIM_HIDDEN};
-    (void)client_ask(sim, client, &message, payload,
-                     (struct request){.lane = at,
-                                      .layer = layer,
-                                      .reply_dtype = reply_dtype,
-                                      .allowed = BIT(MLA_OK) | BIT(MLA_BUSY) | BIT(MLA_GROUP_LOST) |
-                                                 BIT(MLA_STEP_LOST)});
+    struct mla_blob *payload = NULL;
+    uint8_t *data = NULL;
+    if (!lane->in_frames && client_take(client, &asked)) {
+        asked.allowed |= BIT(MLA_NOT_SHARED);
+        sim->shared_runs++;
+        data = region_find(sim, client->region)->data + asked.input * PLACE_BYTES;
+        message.u.run.place_count = 1;
+        message.u.run.places[0] = (struct mla_run_place){client->region, asked.input * PLACE_BYTES,
+                                                         asked.output * PLACE_BYTES};
+    } else {
+        payload = blob_make(sim, lane->rows * row);
+        data = payload->data;
+    }
+    for (uint32_t i = 0; i < lane->rows; i++) {
+        uint64_t x = x_of(client, lane, layer, i);
+        memcpy(data + i * row, &x, sizeof x);
+    }
+    (void)client_ask(sim, client, &message, payload, asked);
     lane->waiting++;
 }
 
@@ -118,7 +130,7 @@ static void begin_step(struct sim *sim, struct sim_client *client, uint32_t at)
     }
     lane->step = lane->open.step = ++client->steps;
     lane->state = LANE_OPEN;
-    lane->opened = lane->failed = false;
+    lane->opened = lane->failed = lane->in_frames = false;
     lane->layers_left = (1u << SIM_LAYERS) - 1;
     ask_open(sim, client, at, 0, false);
     if (random_chance(&sim->random, 80)) {
@@ -251,6 +263,8 @@ static void choose(struct sim *sim, struct sim_client *client, uint32_t at)
         return;
     }
     uint32_t dice = random_within(&sim->random, 0, 99);
+    if (sim->faults && random_chance(&sim->random, 10))
+        client_share(sim, client);
     if (dice < 70 || !sim->faults)
         begin_step(sim, client, at);
     else if (dice < 85)
@@ -261,9 +275,42 @@ static void choose(struct sim *sim, struct sim_client *client, uint32_t at)
         mistake(sim, client, at);
 }
 
+/* Requests about a sequence that is in the open step, which changes nothing. */
+static void touch_busy(struct sim *sim, struct sim_client *client, uint32_t at)
+{
+    const struct mla_open *open = &client->lanes[at].open;
+    uint64_t id = open->entries[random_within(&sim->random, 0, open->count - 1)].sequence;
+    struct request asked = {.lane = at, .late = true, .allowed = BIT(MLA_SEQUENCE_BUSY)};
+    switch (random_within(&sim->random, 0, 3)) {
+    case 0:
+        message.header = (struct mla_header){.type = MLA_FREE};
+        message.u.free.count = 1;
+        message.u.free.sequences[0] = id;
+        break;
+    case 1:
+        message.header = (struct mla_header){.type = MLA_TRUNCATE};
+        message.u.truncate.count = 1;
+        message.u.truncate.entries[0] = (struct mla_truncate_entry){id, 0};
+        break;
+    case 2:
+        message.header = (struct mla_header){.type = MLA_FORK};
+        message.u.fork.count = 1;
+        message.u.fork.entries[0] = (struct mla_fork_entry){id, id_of(at, 50), 1};
+        break;
+    default:
+        asked.allowed |= MAY_WAIT;
+        message.header = (struct mla_header){.type = MLA_OPEN};
+        message.u.open =
+            (struct mla_open){.step = ++client->steps, .count = 1, .entries = {{id, 0, 1}}};
+    }
+    (void)client_ask(sim, client, &message, NULL, asked);
+}
+
 static void run_some(struct sim *sim, struct sim_client *client, uint32_t at)
 {
     struct lane *lane = &client->lanes[at];
+    if (random_chance(&sim->random, 40))
+        touch_busy(sim, client, at);
     for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) {
         if (!(lane->layers_left >> layer & 1) || lane->failed)
             continue;
@@ -272,7 +319,14 @@ static void run_some(struct sim *sim, struct sim_client *client, uint32_t at)
         ask_run(sim, client, at, layer, 0);
         if (random_chance(&sim->random, 50)) {
             sim->repeats++;
-            ask_run(sim, client, at, layer, random_chance(&sim->random, 500) ? client->ids : 0);
+            bool was_in_frames = lane->in_frames;
+            uint64_t id = 0; /* copies in one place would need no reply of their own */
+            if (!client->requests[client->request_count - 1].shared) {
+                lane->in_frames = true;
+                id = random_chance(&sim->random, 500) ? client->ids : 0;
+            }
+            ask_run(sim, client, at, layer, id);
+            lane->in_frames = was_in_frames;
         }
     }
 }

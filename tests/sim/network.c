@@ -167,14 +167,17 @@ enum mla_status link_send_down(struct sim *sim, const struct mla_peer *peer, con
     struct link *link = link_find(sim, peer->number);
     if (!link || link->told_gone)
         return MLA_CLOSED;
-    if (link->refusing || link->queued >= SIM_QUEUE_MAX) {
+    bool last = ((const uint8_t *)head)[6] == MLA_SHUTDOWN; /* there is always room for it */
+    if ((link->refusing && !last) || (link->paused && link->queued >= SIM_QUEUE_MAX)) {
         link->refusing = false;
         link->dropped = true;
+        sim->dropping = true;
         return MLA_AGAIN;
     }
     link->queued++;
-    append(&link->down_last, packet_make(sim, head, head_bytes,
-                                         payload ? mla_blob_hold(payload) : NULL, offset, bytes));
+    append(&link->down_last,
+           packet_make(sim, head, head_bytes, payload ? mla_blob_hold(payload) : NULL, offset,
+                       payload ? bytes : 0));
     link->down_ns = arrival(sim, link, link->down_ns);
     sim_at(sim, link->down_ns - sim->now_ns, arrive_down, link->number, 0);
     return MLA_OK;

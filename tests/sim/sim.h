@@ -19,8 +19,10 @@ enum {
     SIM_CLIENTS_MAX = 4,
     SIM_LINKS_MAX = 128,
     SIM_JOBS_MAX = 12,
-    SIM_QUEUE_MAX = 24, /* replies that wait for a client which doesn't read */
+    SIM_QUEUE_MAX = 3, /* replies that wait for a client which doesn't read */
     SIM_SEQUENCES_MAX = 12,
+    SIM_REGIONS_MAX = 256,
+    SIM_MAPPED_MAX = 64,
     SIM_BLOCKS_A_SEQUENCE = (SIM_CONTEXT_MAX + 63) / 64,
 };
 
@@ -67,6 +69,13 @@ struct link {
     struct packet *up, **up_last, *down, **down_last;
 };
 
+/* Shared memory. */
+struct sim_region {
+    uint64_t number, bytes;
+    bool granted; /* can still be mapped */
+    uint8_t *data;
+};
+
 /* What a rank knows of one open step. */
 struct sim_slot {
     uint64_t step;
@@ -85,6 +94,7 @@ struct sim_rank {
     uint64_t kv[SIM_LAYERS][SIM_BLOCKS_MAX][MLA_BLOCK_TOKENS];
     uint32_t tables[SIM_SEQUENCES_MAX][SIM_BLOCKS_A_SEQUENCE];
     struct sim_slot slots[4];
+    struct sim_region *mapped[SIM_MAPPED_MAX];
 };
 
 /* One mpirun job: the ranks of a group, until all are dead. */
@@ -93,6 +103,7 @@ struct sim_job {
     uint64_t epoch;
     uint32_t group, ranks;
     bool computing, ending;
+    bool harmed; /* something was done to it: it may be lost */
     struct sim_rank rank[SIM_RANKS_MAX];
 };
 
@@ -119,14 +130,19 @@ struct sim {
     uint64_t links_made;
     struct sim_job *jobs;                          /* [SIM_JOBS_MAX] */
     uint64_t jobs_made, group_job[SIM_GROUPS_MAX]; /* the job that is supervised, or 0 */
-    struct sim_client *clients;                    /* [SIM_CLIENTS_MAX] */
+    struct sim_region regions[SIM_REGIONS_MAX];
+    uint32_t region_count;
+    struct sim_client *clients; /* [SIM_CLIENTS_MAX] */
     uint32_t client_count, clients_done;
 
     uint64_t epochs_lost[4];    /* bit per epoch of this life */
     uint32_t losses;            /* groups that this event has ended */
     uint32_t replies, failures; /* that this event has sent; of these, errors */
+    bool dropping;              /* a client could not be sent to in this event */
+    bool leaving;               /* the coordinator shuts down */
     int64_t blobs;              /* alive that the simulation made */
-    uint64_t replies_checked, rows_checked, steps_committed, repeats, lost, faults_made;
+    uint64_t replies_checked, rows_checked, shared_runs, steps_committed, repeats, lost,
+        faults_made;
 };
 
 /* ---- world.c: the core and what must always hold */
@@ -166,6 +182,21 @@ struct mla_blob *blob_make(struct sim *sim, size_t bytes);
 void link_drop_all(struct link *link);
 void links_cut_all(struct sim *sim); /* the coordinator died */
 
+/* ---- region.c */
+
+enum mla_status region_make(struct sim *sim, uint64_t number, uint64_t bytes,
+                            struct mla_grant *out);
+struct sim_region *region_find(struct sim *sim, uint64_t number);
+void region_end(struct sim *sim, uint64_t number);
+void regions_free(struct sim *sim);
+bool rank_attach(struct sim *sim, struct sim_rank *rank, uint64_t number);
+void rank_detach(struct sim *sim, struct sim_rank *rank, uint64_t number);
+/* The rank's rows of a WORK in a region, which begin at row `first` of the microbatch. */
+void rank_read(struct sim *sim, const struct sim_rank *rank, const struct mla_work *work,
+               uint32_t first, uint64_t *x);
+void rank_write(struct sim *sim, const struct sim_rank *rank, const struct mla_work *work,
+                uint32_t first, const uint64_t *out, uint64_t epoch);
+
 /* ---- rank.c */
 
 void rank_plan(struct sim *sim, struct sim_rank *rank, const struct mla_plan_message *plan);
@@ -184,6 +215,8 @@ void job_arrived(struct sim *sim, uint32_t owner, struct packet *packet); /* tak
 void job_link_ended(struct sim *sim, uint32_t owner, enum link_kind kind);
 void jobs_fault(struct sim *sim);
 void jobs_check(struct sim *sim);
+void job_lost(struct sim *sim, uint64_t epoch); /* the core has given it up */
+void jobs_check_end(struct sim *sim);
 void jobs_free(struct sim *sim);
 
 /* ---- client.c */

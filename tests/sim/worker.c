@@ -71,6 +71,7 @@ static void job_doom(struct sim *sim, struct sim_job *job, uint32_t delay_ms_max
     if (job->ending)
         return;
     job->ending = true;
+    job->harmed = true;
     sim_at(sim, random_within(&sim->random, 0, delay_ms_max) * SIM_MS, job_end, job->number, 0);
 }
 
@@ -78,6 +79,7 @@ static void rank_die(struct sim *sim, struct sim_job *job, uint32_t r)
 {
     struct sim_rank *rank = &job->rank[r];
     rank->alive = false;
+    job->harmed = true;
     struct link *work = link_find(sim, rank->work);
     struct link *beat = link_find(sim, rank->beat);
     if (work)
@@ -138,6 +140,9 @@ void job_begin(struct sim *sim, uint64_t group, uint64_t unused)
     *job = (struct sim_job){.group = (uint32_t)group, .ranks = sim->ranks};
     job->number = ++sim->jobs_made * SIM_JOBS_MAX + at;
     sim->group_job[group] = job->number;
+    for (at = 0; at < SIM_JOBS_MAX; at++) /* one that it replaces may join after it */
+        if (&sim->jobs[at] != job && sim->jobs[at].number != 0 && sim->jobs[at].group == group)
+            job->harmed = true;
     for (uint32_t r = 0; r < job->ranks; r++) {
         struct sim_rank *rank = &job->rank[r];
         rank->alive = true;
@@ -158,11 +163,15 @@ void jobs_start(struct sim *sim)
 /* ---- Work */
 
 static void answer(struct sim *sim, const struct sim_job *job, uint32_t r,
-                   const struct mla_work *work, const uint64_t *out)
+                   const struct mla_work *work, uint32_t first, const uint64_t *out)
 {
     enum mla_dtype dtype = (enum mla_dtype)work->reply_dtype;
     size_t row = SIM_HIDDEN * mla_dtype_bytes(dtype);
-    struct mla_blob *payload = work->rows ? blob_make(sim, work->rows * row) : NULL;
+    struct mla_blob *payload = NULL;
+    if (work->region)
+        rank_write(sim, &job->rank[r], work, first, out, job->epoch);
+    else if (work->rows)
+        payload = blob_make(sim, work->rows * row);
     for (uint32_t i = 0; payload && i < work->rows; i++) {
         memcpy(payload->data + i * row, &out[i], sizeof *out);
         if (dtype == MLA_F32)
@@ -207,15 +216,17 @@ static void computed(struct sim *sim, uint64_t number, uint64_t unused)
         if (works[r].work != works[0].work || works[r].layer != works[0].layer)
             sim_fail(sim, "ranks have different work: their collectives would hang");
         size_t row = SIM_HIDDEN * mla_dtype_bytes((enum mla_dtype)works[r].dtype);
-        if (packet->bytes != works[r].rows * row)
+        if (works[r].region)
+            rank_read(sim, &job->rank[r], &works[r], first[r], x + first[r]);
+        if (packet->bytes != (works[r].region ? 0 : works[r].rows * row))
             sim_fail(sim, "rank %u: %u rows in %zu bytes", r, works[r].rows, packet->bytes);
-        for (uint32_t i = 0; i < works[r].rows; i++)
+        for (uint32_t i = 0; packet->payload && i < works[r].rows; i++)
             memcpy(&x[first[r] + i], packet->payload->data + packet->offset + i * row, sizeof *x);
     }
     for (uint32_t r = 0; r < job->ranks; r++) {
         rank_compute(sim, &job->rank[r], &works[r], x, out);
         job->rank[r].progress++;
-        answer(sim, job, r, &works[r], out + first[r]);
+        answer(sim, job, r, &works[r], first[r], out + first[r]);
         struct packet *packet = job->rank[r].inbox;
         job->rank[r].inbox = packet->next;
         if (!packet->next)
@@ -234,6 +245,15 @@ static void adopted(struct sim *sim, uint64_t number, uint64_t r)
     struct mla_worker_message said = {.header = {.type = MLA_READY, .epoch = job->epoch}};
     said.u.ready = (struct mla_ready){.group = job->group, .rank = (uint32_t)r};
     say(sim, job, (uint32_t)r, &said, NULL);
+}
+
+static void attach(struct sim *sim, struct sim_job *job, uint32_t r, uint64_t region)
+{
+    struct mla_worker_message said = {.header = {.type = MLA_ATTACHED, .epoch = job->epoch}};
+    said.u.attached = (struct mla_attached){.region = region, .status = MLA_UNSUPPORTED};
+    if (rank_attach(sim, &job->rank[r], region))
+        said.u.attached.status = MLA_OK;
+    say(sim, job, r, &said, NULL);
 }
 
 /* Handles what stands first in the rank's queue. False: nothing, or WORK, which waits. */
@@ -256,6 +276,10 @@ static bool rank_handle(struct sim *sim, struct sim_job *job, uint32_t r)
         sim_at(sim, random_within(&sim->random, 0, 20) * SIM_MS, adopted, job->number, r);
     } else if (header->type == MLA_PLAN && header->epoch == job->epoch) {
         rank_plan(sim, rank, &message.u.plan);
+    } else if (header->type == MLA_ATTACH && header->epoch == job->epoch) {
+        attach(sim, job, r, message.u.attach.region);
+    } else if (header->type == MLA_DETACH && header->epoch == job->epoch) {
+        rank_detach(sim, rank, message.u.detach.region);
     } else if (header->type == MLA_SHUTDOWN) {
         rank_die(sim, job, r);
     } else {
@@ -319,6 +343,7 @@ void job_link_ended(struct sim *sim, uint32_t owner, enum link_kind kind)
     struct sim_job *job = &sim->jobs[owner / SIM_RANKS_MAX];
     if (job->number == 0)
         return;
+    job->harmed = true;
     sim_at(sim, random_within(&sim->random, 1, kind == LINK_WORK ? 700 : 50) * SIM_MS,
            kind == LINK_WORK ? link_end_seen : beat_again, job->number, owner % SIM_RANKS_MAX);
 }
@@ -337,6 +362,7 @@ static void rank_stop(struct sim *sim, struct sim_job *job, uint32_t r)
     if (job->rank[r].stopped)
         return;
     job->rank[r].stopped = true;
+    job->harmed = true;
     job->rank[r].stopped_ns = sim->now_ns;
     if (random_chance(&sim->random, 500)) /* else for ever */
         sim_at(sim, random_within(&sim->random, 1, 500) * SIM_MS, go_on_after_stop, job->number, r);
@@ -368,6 +394,7 @@ static void job_strand(struct sim *sim, struct sim_job *job, uint32_t r)
     link_close(sim, link, true);
     sim_at(sim, 3 * SIM_S, link_end_seen, job->number, r);
     sim->group_job[job->group] = 0;
+    job->harmed = true;
     sim_at(sim, random_within(&sim->random, 0, 30) * SIM_MS, job_begin, job->group, 0);
     sim_at(sim, random_within(&sim->random, 50, 200) * SIM_MS, stop_new, job->group, r);
 }
@@ -399,6 +426,7 @@ void jobs_fault(struct sim *sim)
         break;
     case 5: /* another job takes the group while this one lives on */
         sim->group_job[group] = 0;
+        job->harmed = true;
         sim_at(sim, random_within(&sim->random, 0, 50) * SIM_MS, job_begin, group, 0);
         break;
     case 6:
@@ -407,12 +435,22 @@ void jobs_fault(struct sim *sim)
     default:
         if (random_chance(&sim->random, 300) && link) {
             link->refusing = true;
+            job->harmed = true;
             break;
         }
         failed.u.failed = (struct mla_failed){.group = group, .rank = r, .status = MLA_COLLECTIVE};
         say(sim, job, r, &failed, NULL);
         rank_die(sim, job, r);
     }
+}
+
+/* Nothing may cost a group its place that was not done to it. */
+void job_lost(struct sim *sim, uint64_t epoch)
+{
+    for (uint32_t at = 0; at < SIM_JOBS_MAX; at++)
+        if (sim->jobs[at].number != 0 && sim->jobs[at].epoch == epoch && !sim->jobs[at].harmed)
+            sim_fail(sim, "group %u (epoch %llu) is lost, and nothing was done to it",
+                     sim->jobs[at].group, (unsigned long long)epoch);
 }
 
 /* A rank that is stopped must cost its group its place in time. Whatever is left of a job then is
@@ -434,6 +472,22 @@ void jobs_check(struct sim *sim)
                          job->group);
             job_doom(sim, job, 800);
         }
+    }
+}
+
+/* All clients have left, and their regions with them. */
+void jobs_check_end(struct sim *sim)
+{
+    for (uint32_t at = 0; at < SIM_JOBS_MAX; at++) {
+        const struct sim_job *job = &sim->jobs[at];
+        const struct group *group = &sim->core->groups[job->group];
+        if (job->number == 0 || group->job != job->number || group->state != GROUP_READY)
+            continue;
+        for (uint32_t r = 0; r < job->ranks; r++)
+            for (int i = 0; i < SIM_MAPPED_MAX; i++)
+                if (job->rank[r].mapped[i] && !job->rank[r].stopped)
+                    sim_fail(sim, "rank %u of group %u still has region %llu", r, job->group,
+                             (unsigned long long)job->rank[r].mapped[i]->number);
     }
 }
 

@@ -1,4 +1,5 @@
 /* The core's surroundings, and what must hold after everything that happens. */
+#include "coordinator/state.h"
 #include "tests/sim/sim.h"
 
 #include <stdarg.h>
@@ -87,8 +88,10 @@ static enum mla_status send_worker(void *context, const struct mla_peer *peer, c
     uint64_t epoch = said.header.epoch;
     if (said.header.type == MLA_SHUTDOWN && epoch != 0) {
         sim->losses += !sim_epoch_is_lost(sim, epoch);
+        if (!sim->leaving)
+            job_lost(sim, epoch);
         sim->epochs_lost[epoch / 64 % 4] |= 1ull << epoch % 64;
-    } else if (epoch != 0 && sim_epoch_is_lost(sim, epoch)) {
+    } else if (epoch != 0 && !sim->leaving && sim_epoch_is_lost(sim, epoch)) {
         sim_fail(sim, "type %u is sent in epoch %llu, which is over", said.header.type,
                  (unsigned long long)epoch);
     }
@@ -103,16 +106,12 @@ static uint64_t now_ns(void *context)
 static enum mla_status region_add(void *context, uint64_t number, uint64_t bytes,
                                   struct mla_grant *out)
 {
-    (void)context;
-    (void)number;
-    (void)bytes;
-    (void)out;
-    return MLA_SYSTEM;
+    return region_make(context, number, bytes, out);
 }
 
 static void region_remove(void *context, uint64_t number)
 {
-    sim_fail(context, "region %llu was never made", (unsigned long long)number);
+    region_end(context, number);
 }
 
 /* ---- Into the core */
@@ -178,9 +177,11 @@ static void core_start(struct sim *sim)
 static void core_restart(struct sim *sim)
 {
     sim_trace(sim, "fault: the coordinator is started again");
+    sim->leaving = true;
     if (random_chance(&sim->random, 500))
         mla_core_shutdown(sim->core);
     mla_core_destroy(&sim->core);
+    sim->leaving = false;
     links_cut_all(sim);
     core_start(sim);
 }
@@ -226,7 +227,7 @@ static void choose_options(struct sim *sim)
     options->runs_queued_max = random_within(random, 1, 6);
     options->credits = random_within(random, 1, 4);
     options->payload_bytes_max = 1u << 20;
-    options->region_bytes_max = 0;
+    options->region_bytes_max = random_chance(random, 300) ? 0 : 1u << 18;
     options->heartbeat_ms = 50;
     options->heartbeat_timeout_ms = 400;
     options->pad_to_bucket = random_chance(random, 500);
@@ -239,9 +240,27 @@ static void choose_options(struct sim *sim)
     sim->fault_ms = random_chance(random, 150) ? 1000000 : random_within(random, 20, 400);
 }
 
+/* A client that does not read is nobody any more. */
+static void check_dropped(struct sim *sim)
+{
+    for (uint32_t i = 0; i < SIM_LINKS_MAX; i++) {
+        const struct link *link = &sim->links[i];
+        if (link->number == 0 || link->kind != LINK_CLIENT || !link->dropped)
+            continue;
+        for (uint32_t k = 0; k < sim->core->session_bound; k++) {
+            const struct session *session = &sim->core->sessions[k];
+            if (session->used && !session->closing && session->peer.number == link->number)
+                sim_fail(sim, "client %u does not read and is kept", link->owner);
+        }
+    }
+    sim->dropping = false;
+}
+
 static void check(struct sim *sim)
 {
     struct mla_stats stats;
+    if (sim->dropping)
+        check_dropped(sim);
     if (!mla_core_check(sim->core))
         sim_fail(sim, "an invariant of the core is broken");
     mla_core_stats(sim->core, &stats);
@@ -271,6 +290,8 @@ static void check_end(struct sim *sim)
                  (unsigned long long)stats.clients, (unsigned long long)stats.steps_open,
                  (unsigned long long)stats.runs_in_flight, (unsigned long long)stats.sequences,
                  (unsigned long long)stats.blocks_used);
+    jobs_check_end(sim);
+    sim->leaving = true;
     mla_core_shutdown(sim->core);
     mla_core_destroy(&sim->core);
     jobs_free(sim);
@@ -279,6 +300,7 @@ static void check_end(struct sim *sim)
     if (sim->blobs != 0)
         sim_fail(sim, "%lld payloads are still held", (long long)sim->blobs);
     clients_free(sim);
+    regions_free(sim);
     free(sim->jobs);
     free(sim->heap);
 }
