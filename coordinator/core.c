@@ -20,8 +20,9 @@ void mla_core_options_default(struct mla_core_options *options)
         .credits = 8,
         .payload_bytes_max = 2ull << 30,
         .region_bytes_max = 4ull << 30,
-        .heartbeat_ms = 500,
-        .heartbeat_timeout_ms = 10000,
+        .heartbeat_ms = 200,
+        .heartbeat_timeout_ms = 2000,
+        .run_timeout_ms = 60000,
     };
     memcpy(options->plan.buckets, buckets, sizeof buckets);
 }
@@ -44,6 +45,7 @@ enum mla_status mla_core_options_check(const struct mla_core_options *options, c
         {"region-memory", options->region_bytes_max, 0, MLA_REGION_BYTES_MAX},
         {"heartbeat-ms", options->heartbeat_ms, 1, 60000},
         {"heartbeat-timeout-ms", options->heartbeat_timeout_ms, options->heartbeat_ms, 3600000},
+        {"run-timeout-ms", options->run_timeout_ms, 1, 86400000},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
         if (ranges[i].value < ranges[i].least || ranges[i].value > ranges[i].most) {
@@ -158,6 +160,7 @@ enum mla_status mla_core_create(const struct mla_core_options *options,
         return MLA_MEMORY;
     core->options = *options;
     core->effects = *effects;
+    core->epoch = options->epoch;
     status = mla_blob_pool_create(options->payload_bytes_max / 2, &core->pool);
     if (status != MLA_OK || !create_steps(core) || !create_runs(core) || !create_sequences(core) ||
         !create_scratch(core))
@@ -227,7 +230,9 @@ static bool end_doomed(struct mla_core *core)
     for (uint32_t g = 0; g < core->options.groups; g++) {
         if (!core->groups[g].doomed)
             continue;
-        group_lose(core, g, core->groups[g].doomed);
+        group_lose(core, g,
+                   core->groups[g].doomed_status ? core->groups[g].doomed_status : MLA_GROUP_LOST,
+                   core->groups[g].doomed);
         any = true;
     }
     for (uint32_t i = 0; core->doomed_count > 0 && i < core->session_bound; i++) {

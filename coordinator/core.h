@@ -24,6 +24,8 @@ struct mla_core_options {
     uint64_t region_bytes_max;     /* shared memory of all clients together; 0: none */
     uint32_t heartbeat_ms;         /* workers send one so often */
     uint32_t heartbeat_timeout_ms; /* without one a group is lost */
+    uint32_t run_timeout_ms;       /* of a RUN, from request to reply */
+    uint64_t epoch;                /* the newest that was ever given out */
 };
 
 void mla_core_options_default(struct mla_core_options *options);
@@ -45,6 +47,10 @@ struct mla_core_effects {
                                   struct mla_grant *out);
     /* Nobody can map it any more; who has, keeps it. */
     void (*region_remove)(void *context, uint64_t number);
+    /* All ranks of a group have joined; a group was given up, `hung`: its ranks can't be expected
+     * to end by themselves. Either may be NULL. */
+    void (*group_joined)(void *context, uint32_t group);
+    void (*group_lost)(void *context, uint32_t group, bool hung);
 };
 
 struct mla_core;

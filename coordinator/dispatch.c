@@ -276,7 +276,8 @@ static void start_work(struct mla_core *core, uint32_t group_index, uint32_t run
                           .run = run_index,
                           .microbatch = microbatch,
                           .ranks_left = group->ranks};
-    group->works_out++;
+    if (group->works_out++ == 0)
+        group->moved_ns = core->effects.now_ns(core->effects.context);
     run->out++;
     if (--run->waiting == 0)
         unqueue(core, run_index);
@@ -380,6 +381,7 @@ bool work_done(struct mla_core *core, uint32_t group_index, uint32_t rank,
         work->collective_ns = done->collective_ns;
     }
     work->rank_done |= 1ull << rank;
+    group->moved_ns = core->effects.now_ns(core->effects.context);
     if (--work->ranks_left > 0)
         return true;
     group->works_out--;
@@ -431,4 +433,40 @@ void works_lose(struct mla_core *core, uint32_t group_index)
         core->runs[work->run].out--;
     }
     group->works_out = 0;
+}
+
+/* Whether a microbatch of this run is at work in the group. */
+static bool is_at_work(const struct mla_core *core, uint32_t run, const struct group *group)
+{
+    for (uint32_t i = 0; i < core->options.credits; i++)
+        if (group->works[i].ranks_left > 0 && group->works[i].run == run)
+            return true;
+    return false;
+}
+
+/* A group is not to blame for a RUN that waited for others; one that moved nothing for half of the
+ * time hangs. */
+static void blame(struct mla_core *core, uint32_t run, uint64_t now_ns, uint64_t timeout_ns)
+{
+    for (uint32_t g = 0; g < core->options.groups; g++) {
+        struct group *group = &core->groups[g];
+        if (group->state != GROUP_READY || group->doomed || group->works_out == 0 ||
+            now_ns - group->moved_ns < timeout_ns / 2 || !is_at_work(core, run, group))
+            continue;
+        group->doomed = "a RUN passed its deadline and no rank moves";
+        group->doomed_status = MLA_DEADLINE;
+    }
+}
+
+void runs_expire(struct mla_core *core, uint64_t now_ns)
+{
+    uint64_t timeout_ns = core->options.run_timeout_ms * 1000000ull;
+    for (uint32_t i = 0; i < RUNS_MAX && core->stats.runs_in_flight > 0; i++) {
+        struct run *run = &core->runs[i];
+        if (!run->used || now_ns < run->received_ns || now_ns - run->received_ns < timeout_ns)
+            continue;
+        blame(core, i, now_ns, timeout_ns);
+        if (!run->answered)
+            run_fail(core, i, MLA_DEADLINE, "the RUN was not done in time");
+    }
 }

@@ -3,6 +3,9 @@
 #include <assert.h>
 #include <stdio.h>
 
+/* A rank's watchdog leaves the coordinator time to find a late RUN, and to say so. */
+enum { STALL_MORE_MS = 500 };
+
 uint32_t group_choose(const struct mla_core *core)
 {
     uint32_t found = NONE;
@@ -47,22 +50,37 @@ void group_send(struct mla_core *core, uint32_t index, uint32_t rank, const void
         group->doomed = "a worker does not take its messages";
 }
 
-static void send_shutdown(struct mla_core *core, const struct mla_peer *peer, uint64_t epoch)
+/* SHUTDOWN, ALIVE, or DISMISS with a status. The peer may be gone already. */
+static void tell(struct mla_core *core, const struct mla_peer *peer, uint16_t type, uint64_t epoch,
+                 enum mla_status status)
 {
     size_t bytes = 0;
-    core->outgoing = (struct mla_worker_message){.header = {.type = MLA_SHUTDOWN, .epoch = epoch}};
+    core->outgoing = (struct mla_worker_message){.header = {.type = type, .epoch = epoch}};
+    core->outgoing.u.dismiss.status = status;
     if (mla_worker_message_encode(&core->outgoing, core->frame, sizeof core->frame, &bytes) ==
         MLA_OK)
         (void)core->effects.send_worker(core->effects.context, peer, core->frame, bytes, NULL, 0,
-                                        0); /* it may be gone already */
+                                        0);
 }
 
-/* Tells all ranks that joined to end. */
-static void shutdown_ranks(struct mla_core *core, const struct group *group)
+/* Tells all ranks that joined. Over both connections: a rank that is busy reads only that of its
+ * heartbeats. */
+static void tell_ranks(struct mla_core *core, const struct group *group, uint16_t type,
+                       enum mla_status status)
 {
-    for (uint32_t rank = 0; rank < group->ranks; rank++)
-        if (group->joined_set >> rank & 1)
-            send_shutdown(core, &group->peers[rank], group->epoch);
+    for (uint32_t rank = 0; rank < group->ranks; rank++) {
+        if (!(group->joined_set >> rank & 1))
+            continue;
+        tell(core, &group->peers[rank], type, group->epoch, status);
+        if (group->beats[rank].size > 0)
+            tell(core, &group->beats[rank], type, group->epoch, status);
+    }
+}
+
+/* Its rank has not joined any more. */
+static void forget_connection(struct mla_core *core, const struct mla_peer *peer)
+{
+    core->worker_fds[peer->fd] = NONE;
 }
 
 /* Forgets the job. */
@@ -70,14 +88,14 @@ static void group_clear(struct mla_core *core, struct group *group)
 {
     for (uint32_t rank = 0; rank < group->ranks; rank++)
         if (group->joined_set >> rank & 1)
-            core->worker_fds[group->peers[rank].fd] = NONE;
+            forget_connection(core, &group->peers[rank]);
     mla_ledger_destroy(&group->ledger);
     struct work *works = group->works;
     *group = (struct group){.works = works, .next_work = group->next_work};
     regions_forget(core, (uint32_t)(group - core->groups));
 }
 
-void group_lose(struct mla_core *core, uint32_t index, const char *why)
+void group_lose(struct mla_core *core, uint32_t index, enum mla_status status, const char *why)
 {
     struct group *group = &core->groups[index];
     fprintf(stderr, "group %u (epoch %llu) is lost: %s\n", index, (unsigned long long)group->epoch,
@@ -94,8 +112,10 @@ void group_lose(struct mla_core *core, uint32_t index, const char *why)
             if (core->runs[i].used && core->steps[core->runs[i].step].lost)
                 run_fail(core, i, MLA_GROUP_LOST, "the workers died under this RUN");
     }
-    shutdown_ranks(core, group);
+    tell_ranks(core, group, MLA_DISMISS, status);
     group_clear(core, group);
+    if (core->effects.group_lost)
+        core->effects.group_lost(core->effects.context, index, status == MLA_DEADLINE);
 }
 
 /* A joining rank must be like those that joined before it and like the service's other groups. */
@@ -130,6 +150,7 @@ static void adopt(struct mla_core *core, uint32_t index)
         fprintf(stderr, "group %u: the KV cache asked for does not fit (%u blocks do)\n", index,
                 group->join.kv_blocks_max);
         group->doomed = "no KV cache";
+        group->doomed_status = MLA_OPTION;
         return;
     }
     if (!core->model_known) {
@@ -162,6 +183,8 @@ static void adopt(struct mla_core *core, uint32_t index)
                                           .prefill_tokens_max = options->plan.prefill_tokens_max,
                                           .credits = options->credits,
                                           .heartbeat_ms = options->heartbeat_ms,
+                                          .silence_ms = options->heartbeat_timeout_ms,
+                                          .stall_ms = options->run_timeout_ms + STALL_MORE_MS,
                                           .bucket_count = options->plan.bucket_count};
     memcpy(message->u.adopt.buckets, options->plan.buckets, sizeof message->u.adopt.buckets);
     size_t bytes = 0;
@@ -169,16 +192,40 @@ static void adopt(struct mla_core *core, uint32_t index)
         mla_worker_message_encode(message, core->frame, sizeof core->frame, &bytes);
     assert(status == MLA_OK);
     (void)status;
-    for (uint32_t rank = 0; rank < group->ranks; rank++)
+    for (uint32_t rank = 0; rank < group->ranks; rank++) {
         group_send(core, index, rank, core->frame, bytes, NULL, 0, 0);
+        group->heard_ns[rank] = core->effects.now_ns(core->effects.context);
+    }
     regions_tell(core, index);
+    if (core->effects.group_joined)
+        core->effects.group_joined(core->effects.context, index);
 }
 
 static void refuse(struct mla_core *core, const struct mla_peer *peer, const struct mla_join *join,
                    const char *why)
 {
     fprintf(stderr, "rank %u of group %u is refused: %s\n", join->rank, join->group, why);
-    send_shutdown(core, peer, 0);
+    tell(core, peer, MLA_DISMISS, 0, MLA_OPTION);
+}
+
+/* Of a group that is not complete: it may come again. */
+static void leave(struct mla_core *core, uint32_t index, uint32_t rank)
+{
+    struct group *group = &core->groups[index];
+    forget_connection(core, &group->peers[rank]);
+    group->joined_set &= ~(1ull << rank);
+    if (--group->joined == 0)
+        group_clear(core, group);
+}
+
+/* A rank's connection ended. */
+static void rank_gone(struct mla_core *core, uint32_t owner)
+{
+    uint32_t index = owner / MLA_RANKS_MAX;
+    if (core->groups[index].state == GROUP_JOINING)
+        leave(core, index, owner % MLA_RANKS_MAX);
+    else
+        group_lose(core, index, MLA_GROUP_LOST, "a worker's connection ended");
 }
 
 static void join(struct mla_core *core, const struct mla_peer *peer)
@@ -190,7 +237,13 @@ static void join(struct mla_core *core, const struct mla_peer *peer)
     }
     struct group *group = &core->groups[join->group];
     if (group->state != GROUP_EMPTY && group->job != join->job)
-        group_lose(core, join->group, "another job joined in its place");
+        group_lose(core, join->group, MLA_GROUP_LOST, "another job joined in its place");
+    /* The rank has dropped what it had of this epoch. */
+    else if (group_is_adopted(group))
+        group_lose(core, join->group, MLA_GROUP_LOST, "a rank of it joins again");
+    else if (group->state == GROUP_JOINING && join->rank < group->ranks &&
+             (group->joined_set >> join->rank & 1))
+        leave(core, join->group, join->rank);
     if (core->model_known && !agrees(join, &core->model)) {
         refuse(core, peer, join, "it serves another model or other layers than the service");
         return;
@@ -210,7 +263,6 @@ static void join(struct mla_core *core, const struct mla_peer *peer)
         (join->kv_blocks_max > 0 && join->kv_blocks_max < group->join.kv_blocks_max))
         group->join.kv_blocks_max = join->kv_blocks_max;
     group->peers[join->rank] = *peer;
-    group->heard_ns[join->rank] = core->effects.now_ns(core->effects.context);
     core->worker_fds[peer->fd] = join->group * MLA_RANKS_MAX + join->rank;
     group->joined_set |= 1ull << join->rank;
     if (++group->joined == group->ranks)
@@ -255,15 +307,20 @@ static void handle(struct mla_core *core, uint32_t index, uint32_t rank, struct 
     }
 }
 
-/* Heartbeats come over a connection of their own. */
-static void heartbeat(struct mla_core *core)
+/* Heartbeats come over a connection of their own. One of another epoch gets no answer: its rank
+ * will drop that epoch and join again. */
+static void heartbeat(struct mla_core *core, const struct mla_peer *peer)
 {
     const struct mla_heartbeat *beat = &core->incoming.u.heartbeat;
+    uint64_t epoch = core->incoming.header.epoch;
     if (beat->group >= core->options.groups || beat->rank >= MLA_RANKS_MAX)
         return;
     struct group *group = &core->groups[beat->group];
-    if (core->incoming.header.epoch == group->epoch)
-        group->heard_ns[beat->rank] = core->effects.now_ns(core->effects.context);
+    if (!group_is_adopted(group) || epoch != group->epoch || beat->rank >= group->ranks)
+        return;
+    group->heard_ns[beat->rank] = core->effects.now_ns(core->effects.context);
+    group->beats[beat->rank] = *peer;
+    tell(core, peer, MLA_ALIVE, epoch, MLA_OK);
 }
 
 /* The peer of worker_fds' owner. */
@@ -287,13 +344,13 @@ void mla_core_worker_message(struct mla_core *core, const struct mla_incoming *i
     }
     uint32_t owner = core->worker_fds[peer->fd];
     if (owner != NONE && worker_at(core, owner)->number != peer->number) {
-        group_lose(core, owner / MLA_RANKS_MAX, "a worker's connection ended");
+        rank_gone(core, owner);
         owner = NONE;
     }
     if (header->type == MLA_JOIN)
         join(core, peer);
     else if (header->type == MLA_HEARTBEAT)
-        heartbeat(core);
+        heartbeat(core, peer);
     else if (owner != NONE && header->epoch == core->groups[owner / MLA_RANKS_MAX].epoch)
         handle(core, owner / MLA_RANKS_MAX, owner % MLA_RANKS_MAX, payload);
     mla_blob_drop(payload);
@@ -306,7 +363,7 @@ void mla_core_worker_gone(struct mla_core *core, int fd, uint64_t number)
         return;
     uint32_t owner = core->worker_fds[fd];
     if (owner != NONE && worker_at(core, owner)->number == number)
-        group_lose(core, owner / MLA_RANKS_MAX, "a worker's connection ended");
+        rank_gone(core, owner);
     settle(core);
 }
 
@@ -315,7 +372,7 @@ void mla_core_tick(struct mla_core *core)
     uint64_t now_ns = core->effects.now_ns(core->effects.context);
     for (uint32_t i = 0; i < core->options.groups; i++) {
         struct group *group = &core->groups[i];
-        if (group->state != GROUP_READY)
+        if (!group_is_adopted(group))
             continue;
         for (uint32_t rank = 0; rank < group->ranks; rank++)
             if (now_ns > group->heard_ns[rank] &&
@@ -323,11 +380,12 @@ void mla_core_tick(struct mla_core *core)
                     (uint64_t)core->options.heartbeat_timeout_ms * 1000000u)
                 group->doomed = "a worker's heartbeat stopped";
     }
+    runs_expire(core, now_ns);
     settle(core);
 }
 
 void mla_core_shutdown(struct mla_core *core)
 {
     for (uint32_t i = 0; i < core->options.groups; i++)
-        shutdown_ranks(core, &core->groups[i]);
+        tell_ranks(core, &core->groups[i], MLA_SHUTDOWN, MLA_OK);
 }

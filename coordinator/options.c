@@ -9,7 +9,8 @@ static const char help[] =
     "usage: mla-coordinator [options]\n"
     "\n"
     "Takes requests from clients and has them worked on by groups of mla-worker ranks.\n"
-    "Prints 'bound ENDPOINT' when workers may connect and 'ready ENDPOINT' when clients may.\n"
+    "Prints 'bound WORKERS CLIENTS' when both endpoints are, 'ready CLIENTS' when all groups are;\n"
+    "then 'joined G' and 'lost G hung|gone' as groups come and go.\n"
     "\n"
     "  --endpoint E            for clients (tcp://127.0.0.1:5755)\n"
     "  --workers E             for workers (tcp://127.0.0.1:5756)\n"
@@ -30,8 +31,11 @@ static const char help[] =
     "  --payload-memory BYTES  bound on payloads held; beyond is BUSY (2G)\n"
     "  --payload auto|inline   inline: no shared memory, also with clients of this host (auto)\n"
     "  --region-memory BYTES   bound on shared memory of all clients; beyond is BUSY (4G)\n"
-    "  --heartbeat-ms N        workers send a heartbeat so often (500)\n"
-    "  --heartbeat-timeout-ms N  a group without one for so long is lost (10000)\n"
+    "  --heartbeat-ms N        workers send a heartbeat so often (200)\n"
+    "  --heartbeat-timeout-ms N  a group without one for so long is lost; a worker without an\n"
+    "                          answer for so long joins again (2000)\n"
+    "  --run-timeout-ms N      a RUN that takes so long is answered with DEADLINE, and a group\n"
+    "                          that hangs in it is given up (60000)\n"
     "\n"
     "exit codes: 0 ended by SIGTERM or SIGINT, 2 wrong option, 5 endpoint invalid or in use,\n"
     "6 out of memory, 1 anything else\n";
@@ -65,6 +69,7 @@ static bool set_number(struct mla_core_options *core, int number, const char *te
         &core->credits,
         &core->heartbeat_ms,
         &core->heartbeat_timeout_ms,
+        &core->run_timeout_ms,
     };
     uint64_t value = 0;
     if (!mla_parse_number(text, 0, UINT32_MAX, &value))
@@ -95,6 +100,7 @@ static const struct option options[] = {
     {"credits", required_argument, NULL, OPTION_NUMBER + 9},
     {"heartbeat-ms", required_argument, NULL, OPTION_NUMBER + 10},
     {"heartbeat-timeout-ms", required_argument, NULL, OPTION_NUMBER + 11},
+    {"run-timeout-ms", required_argument, NULL, OPTION_NUMBER + 12},
     {0},
 };
 

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <time.h>
 
 /* The last messages tell workers to end: they should arrive. */
 enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64, LINGER_MS = 500 };
@@ -59,6 +60,29 @@ static void region_remove(void *context, uint64_t number)
 {
     const struct server *server = context;
     mla_region_server_remove(server->regions, number);
+}
+
+/* For whoever supervises the workers' processes. */
+static void group_joined(void *context, uint32_t group)
+{
+    (void)context;
+    printf("joined %u\n", group);
+    fflush(stdout);
+}
+
+static void group_lost(void *context, uint32_t group, bool hung)
+{
+    (void)context;
+    printf("lost %u %s\n", group, hung ? "hung" : "gone");
+    fflush(stdout);
+}
+
+/* Epochs grow also over a restart of the coordinator: its workers and clients may remember one. */
+static uint64_t first_epoch(void)
+{
+    struct timespec now = {0};
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
 }
 
 /* Messages before ends: what a peer sent before it went still counts. */
@@ -119,8 +143,11 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
                                        .send_worker = send_worker,
                                        .now_ns = now_ns,
                                        .region_add = region_add,
-                                       .region_remove = region_remove};
+                                       .region_remove = region_remove,
+                                       .group_joined = group_joined,
+                                       .group_lost = group_lost};
     struct mla_core_options core = options->core;
+    core.epoch = first_epoch();
     struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
                                          .frame_bytes_max = options->core.payload_bytes_max / 2,
                                          .linger_ms = LINGER_MS};
@@ -138,7 +165,8 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
     if (status == MLA_OK)
         status = mla_channel_bind(server.context, options->endpoint, &limits, &server.clients);
     if (status == MLA_OK) {
-        printf("bound %s\n", mla_channel_endpoint(server.workers));
+        printf("bound %s %s\n", mla_channel_endpoint(server.workers),
+               mla_channel_endpoint(server.clients));
         fflush(stdout);
         serve(&server, &core);
         mla_core_shutdown(server.core);

@@ -97,12 +97,15 @@ enum group_state { GROUP_EMPTY, GROUP_JOINING, GROUP_ADOPTED, GROUP_READY };
 
 struct group {
     enum group_state state;
-    const char *doomed; /* why it is lost when the event has been handled, or NULL */
+    const char *doomed;            /* why it is lost when the event has been handled, or NULL */
+    enum mla_status doomed_status; /* what its ranks are told; MLA_OK: MLA_GROUP_LOST */
     uint64_t job, epoch;
     uint32_t ranks, joined, ready;
     uint64_t joined_set, ready_set; /* bit per rank */
     struct mla_peer peers[MLA_RANKS_MAX];
+    struct mla_peer beats[MLA_RANKS_MAX]; /* where heartbeats come from; size 0: none came */
     uint64_t heard_ns[MLA_RANKS_MAX];
+    uint64_t moved_ns;    /* a rank's last result, or the first work after a rest */
     struct mla_join join; /* of the first rank; the others must agree */
     uint32_t kv_blocks;
     struct mla_plan_options plan;
@@ -219,6 +222,8 @@ void run_fail(struct mla_core *core, uint32_t run, enum mla_status status, const
 void runs_cancel(struct mla_core *core, uint32_t session);
 /* The group's microbatches at work will never come back. */
 void works_lose(struct mla_core *core, uint32_t group);
+/* Answers what took too long, and dooms groups that hang in it. */
+void runs_expire(struct mla_core *core, uint64_t now_ns);
 
 /* ---- regions.c: payloads in shared memory */
 
@@ -239,7 +244,8 @@ void regions_forget(struct mla_core *core, uint32_t group);
 
 /* ---- groups.c: workers */
 
-void group_lose(struct mla_core *core, uint32_t group, const char *why);
+/* status: MLA_GROUP_LOST, MLA_DEADLINE, or why the ranks shall not come back. */
+void group_lose(struct mla_core *core, uint32_t group, enum mla_status status, const char *why);
 /* The ready group with the most free blocks, or NONE. */
 uint32_t group_choose(const struct mla_core *core);
 /* To one rank. A group that can't be sent to is doomed. */

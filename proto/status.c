@@ -89,6 +89,9 @@ int mla_status_exit_code(enum mla_status status)
     case MLA_TIMEOUT:
     case MLA_CLOSED:
         return 7;
+    case MLA_GROUP_LOST:
+    case MLA_DEADLINE:
+        return 8;
     default:
         return 1;
     }

@@ -63,7 +63,8 @@ const char *mla_status_name(enum mla_status status);
 const char *mla_status_sentence(enum mla_status status);
 
 /* The exit code of a program that ends on this status: 2 for OPTION, 3 CONFIG, 4 CHECKPOINT,
- * 5 ENDPOINT, 6 MEMORY, 7 TIMEOUT or CLOSED, 1 for all others, 0 for OK. */
+ * 5 ENDPOINT, 6 MEMORY, 7 TIMEOUT or CLOSED, 8 GROUP_LOST or DEADLINE (of a rank: its group was
+ * given up and can be started again), 1 for all others, 0 for OK. */
 int mla_status_exit_code(enum mla_status status);
 
 #endif

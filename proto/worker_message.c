@@ -8,12 +8,12 @@
 #define SPAN    MLA_WIRE_SPAN
 #define ENTRIES MLA_WIRE_ENTRIES
 
-/* Types that are not named have no body: SHUTDOWN. */
-static const struct mla_wire_shape shapes[MLA_DETACH + 1] = {
+/* Types that are not named have no body: SHUTDOWN, ALIVE. */
+static const struct mla_wire_shape shapes[MLA_DISMISS + 1] = {
     [MLA_JOIN] = {.spans = {SPAN(mla_join, job, kv_blocks_max),
                             SPAN(mla_join, kv_block_bytes, kv_block_bytes)},
                   ENTRIES(mla_join, layer_count, layers, 4)},
-    [MLA_ADOPT] = {.spans = {SPAN(mla_adopt, epoch, heartbeat_ms)},
+    [MLA_ADOPT] = {.spans = {SPAN(mla_adopt, epoch, stall_ms)},
                    ENTRIES(mla_adopt, bucket_count, buckets, 4)},
     [MLA_READY] = {.spans = {SPAN(mla_ready, group, rank)}},
     [MLA_PLAN] = {.spans = {SPAN(mla_plan_message, step, rows)}},
@@ -25,12 +25,13 @@ static const struct mla_wire_shape shapes[MLA_DETACH + 1] = {
                     ENTRIES(mla_grant, path_bytes, path, 1)},
     [MLA_ATTACHED] = {.spans = {SPAN(mla_attached, region, status)}},
     [MLA_DETACH] = {.spans = {SPAN(mla_detach, region, region)}},
+    [MLA_DISMISS] = {.spans = {SPAN(mla_dismiss, status, status)}},
 };
 
 /* NULL for a type that is none. */
 static const struct mla_wire_shape *shape_of(uint16_t type)
 {
-    return type >= MLA_JOIN && type <= MLA_DETACH ? &shapes[type] : NULL;
+    return type >= MLA_JOIN && type <= MLA_DISMISS ? &shapes[type] : NULL;
 }
 
 /* The arrays of a PLAN in the order of the wire. */

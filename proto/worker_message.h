@@ -15,10 +15,12 @@ enum mla_worker_message_type {
     MLA_DONE = 37,      /* worker: its finished rows; payload likewise */
     MLA_HEARTBEAT = 38, /* worker */
     MLA_FAILED = 39,    /* worker: the group can't go on */
-    MLA_SHUTDOWN = 40,  /* coordinator: end yourself */
+    MLA_SHUTDOWN = 40,  /* coordinator: the service ends, end in order */
     MLA_ATTACH = 41,    /* coordinator: map this region of shared memory */
     MLA_ATTACHED = 42,  /* worker: it is mapped, or can't be */
     MLA_DETACH = 43,    /* coordinator: unmap it, no WORK names it any more */
+    MLA_ALIVE = 44,     /* coordinator: the answer to a HEARTBEAT of an epoch that lives */
+    MLA_DISMISS = 45,   /* coordinator: the group is given up, end at once */
 };
 
 #define MLA_WORKER_GRAPHS 1u /* flag of JOIN: decode microbatches are padded to buckets */
@@ -45,6 +47,8 @@ struct mla_adopt {
     uint32_t prefill_tokens_max;                /* rows of one prefill microbatch */
     uint32_t credits;                           /* WORK messages in flight to one rank */
     uint32_t heartbeat_ms;
+    uint32_t silence_ms; /* heard nothing for so long: the other side is gone */
+    uint32_t stall_ms;   /* a microbatch that takes so long will never end */
     uint32_t bucket_count;
     uint32_t buckets[MLA_DECODE_BUCKETS_MAX];
 };
@@ -137,6 +141,10 @@ struct mla_failed {
     uint32_t status;
 };
 
+struct mla_dismiss {
+    uint32_t status; /* why; the rank's exit code follows from it */
+};
+
 struct mla_worker_message {
     struct mla_header header;
     union {
@@ -151,6 +159,7 @@ struct mla_worker_message {
         struct mla_grant attach;
         struct mla_attached attached;
         struct mla_detach detach;
+        struct mla_dismiss dismiss;
     } u;
 };
 

@@ -1,21 +1,35 @@
 #include "worker/heartbeat.h"
 
 #include "comm/channel.h"
+#include "proto/clock.h"
 #include "proto/worker_message.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 struct mla_heartbeat_thread {
     struct mla_heartbeat_options options;
     struct mla_channel_context *context;
     struct mla_channel *channel;
     pthread_t thread;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    bool stopped;
+    int wake_fd; /* readable: stop */
+    atomic_bool stopped;
+    atomic_ullong heard_ns;
 };
+
+void mla_dismissed(uint32_t rank, uint32_t status)
+{
+    char line[128];
+    int bytes = snprintf(line, sizeof line, "rank %u: dismissed: %s\n", rank,
+                         mla_status_sentence((enum mla_status)status));
+    if (bytes > 0)
+        (void)!write(STDERR_FILENO, line, (size_t)bytes);
+    int code = mla_status_exit_code((enum mla_status)status);
+    _exit(code ? code : mla_status_exit_code(MLA_GROUP_LOST));
+}
 
 static void beat(struct mla_heartbeat_thread *self)
 {
@@ -25,31 +39,62 @@ static void beat(struct mla_heartbeat_thread *self)
     message.u.heartbeat = (struct mla_heartbeat){
         .group = options->group,
         .rank = options->rank,
-        .progress = atomic_load_explicit(options->progress, memory_order_relaxed)};
+        .progress = atomic_load_explicit(&options->watch->progress, memory_order_relaxed)};
     uint8_t frame[MLA_WORKER_MESSAGE_BYTES_MAX];
     size_t bytes = 0;
     if (mla_worker_message_encode(&message, frame, sizeof frame, &bytes) == MLA_OK)
         (void)mla_channel_send(self->channel, NULL, frame, bytes, NULL, 0, 0); /* or the next */
 }
 
+static void hear(struct mla_heartbeat_thread *self)
+{
+    const struct mla_heartbeat_options *options = &self->options;
+    struct mla_worker_message message;
+    struct mla_incoming incoming;
+    int fd = -1;
+    uint64_t number = 0;
+    while (mla_channel_receive(self->channel, &incoming) == MLA_OK) {
+        mla_blob_drop(incoming.payload);
+        if (mla_worker_message_decode(incoming.head, incoming.head_bytes, &message) != MLA_OK ||
+            message.header.epoch != options->epoch)
+            continue;
+        if (message.header.type == MLA_ALIVE)
+            atomic_store(&self->heard_ns, mla_now_ns());
+        else if (message.header.type == MLA_SHUTDOWN)
+            atomic_store(&options->watch->told_ns, mla_now_ns());
+        else if (message.header.type == MLA_DISMISS)
+            mla_dismissed(options->rank, message.u.dismiss.status);
+    }
+    /* It connects again by itself. */
+    while (mla_channel_gone(self->channel, &fd, &number) == MLA_OK) {}
+}
+
 static void *run(void *argument)
 {
     struct mla_heartbeat_thread *self = argument;
-    pthread_mutex_lock(&self->lock);
-    while (!self->stopped) {
-        pthread_mutex_unlock(&self->lock);
-        beat(self);
-        pthread_mutex_lock(&self->lock);
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        uint64_t ns = (uint64_t)until.tv_nsec + self->options.interval_ms * 1000000ull;
-        until.tv_sec += (time_t)(ns / 1000000000u);
-        until.tv_nsec = (long)(ns % 1000000000u);
-        if (!self->stopped)
-            pthread_cond_timedwait(&self->wake, &self->lock, &until);
+    uint64_t interval_ns = self->options.interval_ms * 1000000ull;
+    uint64_t next_ns = mla_now_ns();
+    while (!atomic_load(&self->stopped)) {
+        uint64_t now_ns = mla_now_ns();
+        if (now_ns >= next_ns) {
+            beat(self);
+            next_ns = now_ns + interval_ns;
+        }
+        int wait_ms = (int)((next_ns - now_ns) / 1000000u) + 1;
+        if (mla_channel_wait_fd(&self->channel, 1, self->wake_fd, wait_ms) != MLA_OK)
+            break;
+        hear(self);
     }
-    pthread_mutex_unlock(&self->lock);
     return NULL;
+}
+
+static void release(struct mla_heartbeat_thread *self)
+{
+    mla_channel_destroy(&self->channel);
+    mla_channel_context_destroy(&self->context);
+    if (self->wake_fd >= 0)
+        close(self->wake_fd);
+    free(self);
 }
 
 enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
@@ -60,28 +105,21 @@ enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
         return MLA_MEMORY;
     struct mla_channel_options limits = {.queue_max = 4, .frame_bytes_max = 4096};
     self->options = *options;
-    enum mla_status status = mla_channel_context_create(&self->context);
+    atomic_store(&self->heard_ns, mla_now_ns());
+    self->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    enum mla_status status = self->wake_fd < 0 ? MLA_SYSTEM : MLA_OK;
+    if (status == MLA_OK)
+        status = mla_channel_context_create(&self->context);
     if (status == MLA_OK)
         status = mla_channel_connect(self->context, options->coordinator, &limits, &self->channel);
-    if (status != MLA_OK)
-        goto fail;
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&self->wake, &attributes);
-    pthread_condattr_destroy(&attributes);
-    pthread_mutex_init(&self->lock, NULL);
-    if (pthread_create(&self->thread, NULL, run, self) != 0) {
+    if (status == MLA_OK && pthread_create(&self->thread, NULL, run, self) != 0)
         status = MLA_SYSTEM;
-        goto fail;
+    if (status != MLA_OK) {
+        release(self);
+        return status;
     }
     *out = self;
     return MLA_OK;
-fail:
-    mla_channel_destroy(&self->channel);
-    mla_channel_context_destroy(&self->context);
-    free(self);
-    return status;
 }
 
 void mla_heartbeat_stop(struct mla_heartbeat_thread **thread)
@@ -89,15 +127,16 @@ void mla_heartbeat_stop(struct mla_heartbeat_thread **thread)
     struct mla_heartbeat_thread *self = *thread;
     if (!self)
         return;
-    pthread_mutex_lock(&self->lock);
-    self->stopped = true;
-    pthread_cond_signal(&self->wake);
-    pthread_mutex_unlock(&self->lock);
+    atomic_store(&self->stopped, true);
+    (void)eventfd_write(self->wake_fd, 1);
     pthread_join(self->thread, NULL);
-    pthread_cond_destroy(&self->wake);
-    pthread_mutex_destroy(&self->lock);
-    mla_channel_destroy(&self->channel);
-    mla_channel_context_destroy(&self->context);
-    free(self);
+    release(self);
     *thread = NULL;
+}
+
+uint64_t mla_heartbeat_silence_ns(const struct mla_heartbeat_thread *thread)
+{
+    uint64_t heard_ns = atomic_load(&thread->heard_ns);
+    uint64_t now_ns = mla_now_ns();
+    return now_ns > heard_ns ? now_ns - heard_ns : 0;
 }

@@ -1,25 +1,30 @@
-/* Tells the coordinator that this rank is alive, from a thread and over a connection of its own,
- * so that a long microbatch does not look like a death. */
+/* Tells the coordinator that this rank is alive, and hears from it, in a thread and over a
+ * connection of its own, so that a long microbatch looks like a death to neither. */
 #ifndef MLA_WORKER_HEARTBEAT_H
 #define MLA_WORKER_HEARTBEAT_H
 
-#include "proto/status.h"
-
-#include <stdatomic.h>
-#include <stdint.h>
+#include "worker/watchdog.h"
 
 struct mla_heartbeat_options {
     const char *coordinator;
     uint64_t epoch;
     uint32_t group, rank, interval_ms;
-    const atomic_ullong *progress;
+    struct mla_watch *watch; /* progress is told, an order to end is noted */
 };
 
 struct mla_heartbeat_thread;
 
-/* The progress counter is read until stop. MLA_MEMORY, MLA_SYSTEM, MLA_ENDPOINT. */
+/* Ends the process at once when the coordinator dismisses the group. `watch` is used until stop.
+ * MLA_MEMORY, MLA_SYSTEM, MLA_ENDPOINT. */
 enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
                                     struct mla_heartbeat_thread **out);
 void mla_heartbeat_stop(struct mla_heartbeat_thread **thread);
+
+/* How long the coordinator has not answered. */
+uint64_t mla_heartbeat_silence_ns(const struct mla_heartbeat_thread *thread);
+
+/* Ends the process as the coordinator's DISMISS says, which is not an orderly end: other ranks may
+ * be inside a collective, and mpirun ends them with this one. */
+_Noreturn void mla_dismissed(uint32_t rank, uint32_t status);
 
 #endif

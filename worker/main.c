@@ -121,6 +121,7 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
         executor.kv_dtype = backend->activation;
     if (status == MLA_OK && executor.kv_memory_bytes == 0)
         status = choose_kv_memory(options, backend, local_ranks, &executor.kv_memory_bytes);
+    executor.local_ranks = local_ranks;
     if (status == MLA_OK) {
         status = mla_executor_run(&executor, backend, collective, &shard);
         mla_shard_free(&shard, backend);

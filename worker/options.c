@@ -29,7 +29,8 @@ static const char help[] =
     "                         cpu: 0.25, shared by the ranks of a host)\n"
     "  --threads N            OpenMP threads (OMP_NUM_THREADS, or all cores)\n"
     "  --context-chunk N      cached tokens that prefill expands at a time (1024)\n"
-    "  --connect-timeout-ms N how long to wait for a coordinator (60000)\n"
+    "  --connect-timeout-ms N how long to wait for a coordinator, also for the next one when it\n"
+    "                         goes (60000)\n"
     "  --poll-us N            after a microbatch, look for the next one so long before sleeping;\n"
     "                         that much of a core, once for each pause (1000)\n"
     "  --trace FILE           write a trace of plans, microbatches and, without graphs, their\n"
@@ -37,7 +38,7 @@ static const char help[] =
     "  --check                only check config and checkpoint, and that --ranks can share heads\n"
     "\n"
     "exit codes: 0 told to end, 2 wrong option, 3 config.json, 4 checkpoint, 6 out of memory,\n"
-    "7 no coordinator, 1 anything else\n";
+    "7 no coordinator, 8 the group was given up and can be started again, 1 anything else\n";
 
 enum option_id {
     OPTION_COORDINATOR = 256,

@@ -41,6 +41,16 @@ mla_pids() {
     done < <(grep -alF -f <(echo "$dir") /proc/[0-9]*/cmdline 2>/dev/null)
 }
 
+# mla_within SECONDS COMMAND...: tries it until it succeeds; fails after so long.
+mla_within() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        ((SECONDS < deadline)) || mla_fail 1 "in vain: $*"
+        sleep 0.02
+    done
+}
+
 # mla_gone SECONDS: fails when something of this run is still there after so long.
 mla_gone() {
     local deadline=$((SECONDS + $1))

@@ -167,6 +167,19 @@ static uint64_t now_ns(void *context)
     return ((struct world *)context)->now_ns;
 }
 
+static void group_joined(void *context, uint32_t group)
+{
+    (void)group;
+    ((struct world *)context)->groups_joined++;
+}
+
+static void group_lost(void *context, uint32_t group, bool hung)
+{
+    (void)group;
+    ((struct world *)context)->groups_lost++;
+    ((struct world *)context)->groups_hung += hung;
+}
+
 /* The connection of a rank; groups * ranks stay below 900. */
 static uint32_t worker_number(uint32_t group, uint32_t rank)
 {
@@ -296,6 +309,8 @@ static void work_one(struct world *world, const struct world_work *work)
     assert(status == MLA_OK);
     (void)status;
     uint32_t number = (uint32_t)work->peer.fd - 10;
+    if (message.header.type == MLA_ADOPT && world->mute)
+        return;
     if (message.header.type == MLA_ADOPT) {
         struct mla_worker_message ready = {
             .header = {.type = MLA_READY, .epoch = message.header.epoch}};
@@ -312,6 +327,11 @@ static void work_one(struct world *world, const struct world_work *work)
         answer_attach(world, number, &message);
     } else if (message.header.type == MLA_DETACH) {
         world->detached[message.u.detach.region % 64]++;
+    } else if (message.header.type == MLA_DISMISS) {
+        world->dismissals_seen++;
+        world->dismissed_status = message.u.dismiss.status;
+    } else if (message.header.type == MLA_ALIVE) {
+        world->alive_seen++;
     } else if (message.header.type == MLA_SHUTDOWN) {
         world->shutdowns_seen++;
     } else if (message.header.type == MLA_WORK) {
@@ -367,7 +387,9 @@ void world_init(struct world *world, const struct mla_core_options *options, uin
                                        .send_worker = send_worker,
                                        .now_ns = now_ns,
                                        .region_add = region_add,
-                                       .region_remove = region_remove};
+                                       .region_remove = region_remove,
+                                       .group_joined = group_joined,
+                                       .group_lost = group_lost};
     enum mla_status status = mla_core_create(options, &effects, &world->core);
     assert(status == MLA_OK);
     (void)status;
@@ -439,6 +461,13 @@ void world_group_gone(struct world *world, uint32_t group)
 {
     struct mla_peer peer = peer_of(worker_number(group, 0));
     mla_core_worker_gone(world->core, peer.fd, peer.number);
+}
+
+void world_beat(struct world *world, uint32_t group, uint32_t rank, uint64_t epoch)
+{
+    struct mla_worker_message message = {.header = {.type = MLA_HEARTBEAT, .epoch = epoch}};
+    message.u.heartbeat = (struct mla_heartbeat){.group = group, .rank = rank};
+    worker_says(world, worker_number(group, rank) + 400, &message, NULL);
 }
 
 static struct mla_message request;

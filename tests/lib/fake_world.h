@@ -32,8 +32,11 @@ struct world {
     uint8_t *memory[64];                 /* region N, as its client and the workers see it */
     uint64_t attached[64], detached[64]; /* messages about region N */
     uint8_t generation[64]; /* another one: another connection at the same descriptor */
+    bool mute;              /* workers are adopted and never ready */
     bool repeat_done;       /* workers send every result twice */
     bool refuse_client[64]; /* sending to this client fails */
+    uint32_t dismissals_seen, dismissed_status, alive_seen;
+    uint32_t groups_joined, groups_lost, groups_hung; /* as told to a supervisor */
     uint32_t shutdowns_seen, microbatches_seen, padded_rows_seen;
     uint64_t works_order[4096]; /* request layers in the order of dispatch, rank 0 */
     uint32_t works_count;
@@ -60,6 +63,8 @@ void world_client_gone(struct world *world, int client);
 /* The end of the connection that the client had in that generation. */
 void world_generation_gone(struct world *world, int client, uint8_t generation);
 void world_group_gone(struct world *world, uint32_t group);
+/* A heartbeat of a rank, over a connection of its own. */
+void world_beat(struct world *world, uint32_t group, uint32_t rank, uint64_t epoch);
 
 /* Requests; the status of the reply (MLA_AGAIN: none yet). */
 enum mla_status world_hello(struct world *world, int client);

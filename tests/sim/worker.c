@@ -280,7 +280,7 @@ static bool rank_handle(struct sim *sim, struct sim_job *job, uint32_t r)
         attach(sim, job, r, message.u.attach.region);
     } else if (header->type == MLA_DETACH && header->epoch == job->epoch) {
         rank_detach(sim, rank, message.u.detach.region);
-    } else if (header->type == MLA_SHUTDOWN) {
+    } else if (header->type == MLA_SHUTDOWN || header->type == MLA_DISMISS) {
         rank_die(sim, job, r);
     } else {
         sim_fail(sim, "a worker is sent type %u of epoch %llu in epoch %llu", header->type,
@@ -308,14 +308,14 @@ void job_arrived(struct sim *sim, uint32_t owner, struct packet *packet)
 {
     struct sim_job *job = &sim->jobs[owner / SIM_RANKS_MAX];
     struct sim_rank *rank = &job->rank[owner % SIM_RANKS_MAX];
-    if (job->number == 0 || !rank->alive) {
+    if (job->number == 0 || !rank->alive || packet->head[6] == MLA_ALIVE) {
         packet_free(packet);
         return;
     }
     *rank->inbox_last = packet;
     rank->inbox_last = &packet->next;
     /* Whoever hangs in a collective doesn't see it, and is ended by its watchdog. */
-    if (!rank->stopped && packet->head[6] == MLA_SHUTDOWN)
+    if (!rank->stopped && (packet->head[6] == MLA_SHUTDOWN || packet->head[6] == MLA_DISMISS))
         job_doom(sim, job, 800);
     job_go_on(sim, job);
 }

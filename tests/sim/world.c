@@ -76,7 +76,7 @@ static enum mla_status send_client(void *context, const struct mla_peer *peer, c
     return link_send_down(sim, peer, head, head_bytes, payload, offset, bytes);
 }
 
-/* SHUTDOWN of an epoch: the core has given it up. */
+/* DISMISS of an epoch: the core has given it up. */
 static enum mla_status send_worker(void *context, const struct mla_peer *peer, const void *head,
                                    size_t head_bytes, struct mla_blob *payload, size_t offset,
                                    size_t bytes)
@@ -86,7 +86,7 @@ static enum mla_status send_worker(void *context, const struct mla_peer *peer, c
     if (mla_worker_message_decode(head, head_bytes, &said) != MLA_OK)
         sim_fail(sim, "a message to a worker can't be decoded");
     uint64_t epoch = said.header.epoch;
-    if (said.header.type == MLA_SHUTDOWN && epoch != 0) {
+    if (said.header.type == MLA_DISMISS && epoch != 0) {
         sim->losses += !sim_epoch_is_lost(sim, epoch);
         if (!sim->leaving)
             job_lost(sim, epoch);

@@ -513,5 +513,7 @@ Test(status, names_and_exit_codes)
     cr_assert_eq(mla_status_exit_code(MLA_MEMORY), 6);
     cr_assert_eq(mla_status_exit_code(MLA_TIMEOUT), 7);
     cr_assert_eq(mla_status_exit_code(MLA_CLOSED), 7);
+    cr_assert_eq(mla_status_exit_code(MLA_GROUP_LOST), 8);
+    cr_assert_eq(mla_status_exit_code(MLA_DEADLINE), 8);
     cr_assert_eq(mla_status_exit_code(MLA_COLLECTIVE), 1);
 }

@@ -23,9 +23,9 @@ static uint8_t *received; /* what `got` points into */
 #define RANDOM(field)    PUT_RANDOM(&frame, sent.u.field)
 #define IS(field, value) PUT(&frame, sent.u.field, value)
 
-static const uint16_t types[] = {MLA_JOIN,     MLA_ADOPT,  MLA_READY,     MLA_PLAN,
-                                 MLA_WORK,     MLA_DONE,   MLA_HEARTBEAT, MLA_FAILED,
-                                 MLA_SHUTDOWN, MLA_ATTACH, MLA_ATTACHED,  MLA_DETACH};
+static const uint16_t types[] = {MLA_JOIN,     MLA_ADOPT,     MLA_READY,  MLA_PLAN,     MLA_WORK,
+                                 MLA_DONE,     MLA_HEARTBEAT, MLA_FAILED, MLA_SHUTDOWN, MLA_ATTACH,
+                                 MLA_ATTACHED, MLA_DETACH,    MLA_ALIVE,  MLA_DISMISS};
 
 #define EACH_TYPE                                                                                  \
     for (const uint16_t *type = types; type < types + sizeof types / sizeof *types; type++)
@@ -63,6 +63,8 @@ static void adopt(uint32_t count)
     RANDOM(adopt.prefill_tokens_max);
     RANDOM(adopt.credits);
     RANDOM(adopt.heartbeat_ms);
+    RANDOM(adopt.silence_ms);
+    RANDOM(adopt.stall_ms);
     sent.u.adopt.bucket_count = count;
     for (uint32_t i = 0; i < count; i++)
         IS(adopt.buckets[i], 1 + 2 * i);
@@ -224,6 +226,9 @@ static uint32_t build_body(uint16_t type, uint32_t count, bool shared)
         return 0;
     case MLA_DETACH:
         RANDOM(detach.region);
+        return 0;
+    case MLA_DISMISS:
+        RANDOM(dismiss.status);
         return 0;
     default:
         return 0;
@@ -389,7 +394,7 @@ Test(worker_message, unused_header_fields_are_zero)
 Test(worker_message, other_types_are_refused)
 {
     for (uint32_t type = 0; type <= UINT16_MAX; type++) {
-        if (type >= MLA_JOIN && type <= MLA_DETACH)
+        if (type >= MLA_JOIN && type <= MLA_DISMISS)
             continue;
         build(MLA_SHUTDOWN, 0);
         frame_set(&frame, 6, type, 2);

@@ -1,0 +1,189 @@
+#include "worker/state.h"
+
+#include "proto/clock.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { QUEUE_MAX = 8192, RETRY_NS = 10000000 };
+
+void outgoing_begin(struct executor *executor, enum mla_worker_message_type type)
+{
+    executor->outgoing = (struct mla_worker_message){
+        .header = {.type = (uint16_t)type, .epoch = executor->life.adopt.epoch}};
+}
+
+enum mla_status outgoing_send(struct executor *executor, struct mla_blob *payload)
+{
+    uint8_t frame[MLA_WORKER_MESSAGE_BYTES_MAX];
+    size_t bytes = 0;
+    executor->outgoing.header.payload_bytes = payload ? payload->bytes : 0;
+    enum mla_status status =
+        mla_worker_message_encode(&executor->outgoing, frame, sizeof frame, &bytes);
+    if (status != MLA_OK)
+        return status;
+    return mla_channel_send(executor->life.channel, NULL, frame, bytes, payload, 0,
+                            payload ? payload->bytes : 0);
+}
+
+static enum mla_status join(struct executor *executor)
+{
+    const struct mla_executor_options *options = executor->options;
+    const struct mla_shard *shard = executor->shard;
+    const struct mla_config *c = &shard->config;
+    uint64_t block_bytes = mla_kvcache_block_bytes(c, options->kv_dtype) * shard->layer_count;
+    uint64_t blocks = options->kv_memory_bytes / block_bytes;
+    if (blocks == 0) {
+        fprintf(stderr, "a KV cache of %llu bytes holds no block (%llu bytes)\n",
+                (unsigned long long)options->kv_memory_bytes, (unsigned long long)block_bytes);
+        return MLA_MEMORY;
+    }
+    outgoing_begin(executor, MLA_JOIN);
+    struct mla_join *message = &executor->outgoing.u.join;
+    *message = (struct mla_join){
+        .job = options->job,
+        .group = options->group,
+        .rank = shard->rank,
+        .ranks = shard->ranks,
+        .flags = executor->backend->graphs ? MLA_WORKER_GRAPHS : 0,
+        .dims = {.hidden = c->hidden,
+                 .heads = c->heads,
+                 .q_lora = c->q_lora,
+                 .latent = c->latent,
+                 .nope = c->nope,
+                 .rope = c->rope,
+                 .v = c->v},
+        .context_max = c->context_max,
+        .kv_blocks_max = blocks < MLA_BLOCKS_MAX ? (uint32_t)blocks : MLA_BLOCKS_MAX,
+        .kv_block_bytes = block_bytes,
+        .layer_count = shard->layer_count,
+    };
+    memcpy(message->layers, shard->layers, sizeof message->layers);
+    uint64_t deadline_ns = mla_now_ns() + options->connect_timeout_ms * 1000000ull;
+    for (;;) { /* nothing is queued before the connection stands */
+        enum mla_status status = outgoing_send(executor, NULL);
+        if (status != MLA_AGAIN)
+            return status;
+        if (executor_is_stopped())
+            return MLA_CLOSED;
+        if (mla_now_ns() > deadline_ns) {
+            fprintf(stderr, "no coordinator at %s\n", options->coordinator);
+            return MLA_TIMEOUT;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = RETRY_NS}, NULL);
+    }
+}
+
+enum mla_status life_begin(struct executor *executor)
+{
+    struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
+                                         .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX};
+    struct life *life = &executor->life;
+    enum mla_status status = mla_channel_context_create(&life->context);
+    if (status == MLA_OK)
+        status = mla_channel_connect(life->context, executor->options->coordinator, &limits,
+                                     &life->channel);
+    return status == MLA_OK ? join(executor) : status;
+}
+
+static uint32_t to_multiple(uint32_t rows, uint32_t ranks)
+{
+    return (rows + ranks - 1) / ranks * ranks;
+}
+
+/* The buckets as they are padded for the ranks. */
+static uint32_t padded_buckets(const struct mla_adopt *adopt, uint32_t ranks, uint32_t *padded)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < adopt->bucket_count; i++) {
+        uint32_t rows = to_multiple(adopt->buckets[i], ranks);
+        if (count == 0 || padded[count - 1] != rows)
+            padded[count++] = rows;
+    }
+    return count;
+}
+
+enum mla_status life_allocate(struct executor *executor)
+{
+    struct life *life = &executor->life;
+    const struct mla_adopt *adopt = &life->adopt;
+    struct mla_backend *backend = executor->backend;
+    struct mla_shard *shard = executor->shard;
+    uint32_t buckets[MLA_DECODE_BUCKETS_MAX];
+    uint32_t bucket_count = padded_buckets(adopt, shard->ranks, buckets);
+    uint32_t decode_rows = bucket_count > 0 ? buckets[bucket_count - 1] : 0;
+    uint32_t rows = adopt->prefill_tokens_max < adopt->step_tokens_max ? adopt->prefill_tokens_max
+                                                                       : adopt->step_tokens_max;
+    rows = to_multiple(rows, shard->ranks);
+    if (rows < decode_rows)
+        rows = decode_rows;
+
+    enum mla_status status = mla_kvcache_init(
+        &life->cache, backend, &shard->config, executor->options->kv_dtype, shard->layer_count,
+        adopt->kv_blocks, adopt->sequences, adopt->context_max);
+    if (status == MLA_OK)
+        status = mla_shard_make_rope_table(shard, backend, adopt->context_max);
+    if (status == MLA_OK)
+        status = mla_layer_init(&life->layer, mla_trace_backend(executor->trace, backend),
+                                mla_trace_collective(executor->trace, executor->collective), shard,
+                                &life->cache, rows, decode_rows, executor->options->chunk_rows);
+    if (status == MLA_OK)
+        status = mla_flights_init(&life->flights, backend, rows / shard->ranks,
+                                  shard->config.hidden, adopt->credits + 2);
+    if (status == MLA_OK)
+        status = mla_graphs_init(&life->graphs, &life->layer, life->flights.x,
+                                 executor->options->graphs, buckets, bucket_count);
+    if (status == MLA_OK)
+        status = mla_payload_init(&life->payload, shard->rank, shard->ranks, shard->config.hidden,
+                                  adopt->steps, rows / shard->ranks);
+    life->steps = calloc(adopt->steps, sizeof *life->steps);
+    if (status == MLA_OK && !life->steps)
+        status = MLA_MEMORY;
+    return status;
+}
+
+void life_detach(struct executor *executor, uint64_t number)
+{
+    struct mla_payload *payload = &executor->life.payload;
+    const struct mla_region *region = mla_payload_region(payload, number);
+    if (!region)
+        return;
+    executor->backend->ops->host_unregister(executor->backend, region->data);
+    mla_payload_detach(payload, number);
+}
+
+bool life_is_over(struct executor *executor)
+{
+    struct life *life = &executor->life;
+    uint64_t most_ns = life->adopt.silence_ms * 1000000ull;
+    int fd = -1;
+    uint64_t number = 0;
+    if (mla_channel_gone(life->channel, &fd, &number) == MLA_OK ||
+        (life->heartbeat && mla_heartbeat_silence_ns(life->heartbeat) > most_ns))
+        life->over = true;
+    return life->over;
+}
+
+void life_end(struct executor *executor)
+{
+    struct life *life = &executor->life;
+    atomic_store(&executor->watch.begun_ns, 0);
+    mla_gate_close(executor->gate);
+    mla_heartbeat_stop(&life->heartbeat);
+    for (uint32_t i = 0; life->steps && i < life->adopt.steps; i++)
+        mla_step_fini(&life->steps[i], executor->backend);
+    free(life->steps);
+    mla_graphs_fini(&life->graphs);
+    if (life->layer.backend)
+        mla_layer_fini(&life->layer);
+    if (life->cache.backend)
+        mla_kvcache_fini(&life->cache);
+    mla_channel_destroy(&life->channel);
+    mla_channel_context_destroy(&life->context);
+    mla_flights_fini(&life->flights);
+    while (life->payload.region_count > 0)
+        life_detach(executor, life->payload.regions[0].number);
+    mla_payload_fini(&life->payload);
+    *life = (struct life){0};
+}
