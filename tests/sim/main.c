@@ -64,6 +64,7 @@ int main(int argc, char **argv)
         sum.replies_checked += sim.replies_checked;
         sum.rows_checked += sim.rows_checked;
         sum.steps_committed += sim.steps_committed;
+        sum.ghosts += sim.ghosts;
         sum.shared_runs += sim.shared_runs;
         sum.repeats += sim.repeats;
         sum.lost += sim.lost;
@@ -72,12 +73,12 @@ int main(int argc, char **argv)
     }
     printf("%llu seeds in %.1f s: %.0f s simulated, %llu events, %llu faults, %llu replies, %llu "
            "repetitions, %llu steps committed, %llu rows checked, %llu RUNs in shared memory, %llu "
-           "sequences lost\n",
+           "sequences lost, %llu messages of connections that had ended\n",
            (unsigned long long)count, (double)(mla_now_ns() - begin_ns) / 1e9,
            (double)sum.now_ns / 1e9, (unsigned long long)sum.events_done,
            (unsigned long long)sum.faults_made, (unsigned long long)sum.replies_checked,
            (unsigned long long)sum.repeats, (unsigned long long)sum.steps_committed,
            (unsigned long long)sum.rows_checked, (unsigned long long)sum.shared_runs,
-           (unsigned long long)sum.lost);
+           (unsigned long long)sum.lost, (unsigned long long)sum.ghosts);
     return 0;
 }

@@ -1,5 +1,6 @@
 /* Connections. Each direction keeps its order; between connections there is none. Descriptors are
- * given out again at once, the lowest first, as a kernel does. */
+ * given out again at once, the lowest first, as a kernel does. Messages and news of connections
+ * wait until the coordinator looks at them, each for itself, as with ZeroMQ (comm/channel.c). */
 #include "tests/sim/sim.h"
 
 #include <stdlib.h>
@@ -109,6 +110,7 @@ struct link *link_connect(struct sim *sim, enum link_kind kind, uint32_t owner)
     link->number = ++sim->links_made * SIM_LINKS_MAX + at;
     link->up_last = &link->up;
     link->down_last = &link->down;
+    sim_news(sim, link, true);
     if (sim->faults && random_chance(&sim->random, 50))
         link->slow = random_within(&sim->random, 2, 40);
     return link;
@@ -125,13 +127,10 @@ static void arrive_up(struct sim *sim, uint64_t number, uint64_t unused)
 {
     (void)unused;
     struct link *link = link_find(sim, number);
-    if (!link || !link->up || link->told_gone)
+    if (!link || !link->up)
         return;
     struct packet *packet = take(&link->up, &link->up_last);
-    if (link->kind == LINK_CLIENT)
-        sim_deliver_client(sim, link, packet);
-    else
-        sim_deliver_worker(sim, link, packet);
+    sim_deliver(sim, link, packet);
     free(packet); /* the payload is the core's */
 }
 
@@ -141,7 +140,8 @@ void link_send(struct sim *sim, struct link *link, const void *head, size_t head
     append(&link->up_last,
            packet_make(sim, head, head_bytes, payload, 0, payload ? payload->bytes : 0));
     link->up_ns = arrival(sim, link, link->up_ns);
-    sim_at(sim, link->up_ns - sim->now_ns, arrive_up, link->number, 0);
+    uint64_t looked_at_ns = link->up_ns + random_within(&sim->random, 0, 300000);
+    sim_at(sim, looked_at_ns - sim->now_ns, arrive_up, link->number, 0);
 }
 
 static void arrive_down(struct sim *sim, uint64_t number, uint64_t unused)
@@ -164,8 +164,8 @@ enum mla_status link_send_down(struct sim *sim, const struct mla_peer *peer, con
                                size_t head_bytes, struct mla_blob *payload, size_t offset,
                                size_t bytes)
 {
-    struct link *link = link_find(sim, peer->number);
-    if (!link || link->told_gone)
+    struct link *link = link_find(sim, sim_route_of(peer));
+    if (!link || link->fd_free)
         return MLA_CLOSED;
     bool last = ((const uint8_t *)head)[6] == MLA_SHUTDOWN; /* there is always room for it */
     if ((link->refusing && !last) || (link->paused && link->queued >= SIM_QUEUE_MAX)) {
@@ -190,17 +190,21 @@ void link_resume(struct sim *sim, struct link *link)
         sim_at(sim, 0, arrive_down, link->number, 0);
 }
 
-static void end_told(struct sim *sim, uint64_t number, uint64_t unused)
+/* What it said last may still be looked at. */
+static void forget(struct sim *sim, uint64_t number, uint64_t unused)
 {
     (void)unused;
     struct link *link = link_find(sim, number);
-    if (!link || link->told_gone)
+    if (!link)
         return;
-    link->told_gone = true;
-    sim_tell_gone(sim, link);
-    drop_all(&link->up, &link->up_last);
-    drop_all(&link->down, &link->down_last);
+    link_drop_all(link);
     link->number = 0;
+}
+
+static void end_told(struct sim *sim, uint64_t number, uint64_t unused)
+{
+    sim_tell_ends(sim, 0, 0);
+    sim_at(sim, SIM_MS, forget, number, unused);
 }
 
 /* The descriptor is free before the end is told. */
@@ -211,6 +215,7 @@ static void end_seen(struct sim *sim, uint64_t number, uint64_t unused)
     if (!link)
         return;
     link->fd_free = true;
+    sim_news(sim, link, false);
     sim_at(sim, random_within(&sim->random, 0, 3000000), end_told, number, 0);
 }
 

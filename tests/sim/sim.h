@@ -4,6 +4,7 @@
 #ifndef MLA_TESTS_SIM_SIM_H
 #define MLA_TESTS_SIM_SIM_H
 
+#include "comm/connections.h"
 #include "coordinator/core.h"
 #include "proto/worker_message.h"
 #include "tests/sim/random.h"
@@ -55,12 +56,11 @@ enum link_kind { LINK_CLIENT, LINK_WORK, LINK_BEAT, LINK_SILENT };
 struct link {
     uint64_t number; /* 0: free; never used twice */
     enum link_kind kind;
-    bool open;      /* at its own end */
-    bool told_gone; /* the coordinator knows that it has ended */
-    bool fd_free;   /* its descriptor is closed there, and may be another's by now */
-    bool paused;    /* its end does not read */
-    bool refusing;  /* the next message to it gives MLA_AGAIN */
-    bool dropped;   /* the coordinator found it so */
+    bool open;     /* at its own end */
+    bool fd_free;  /* its descriptor is closed there, and may be another's by now */
+    bool paused;   /* its end does not read */
+    bool refusing; /* the next message to it gives MLA_AGAIN */
+    bool dropped;  /* the coordinator found it so */
     int fd;
     uint32_t owner;          /* client; job * SIM_RANKS_MAX + rank */
     uint64_t up_ns, down_ns; /* when the last message of a direction arrives */
@@ -107,6 +107,16 @@ struct sim_job {
     struct sim_rank rank[SIM_RANKS_MAX];
 };
 
+/* One of the coordinator's two ends. */
+struct sim_channel {
+    struct mla_connections *connections;
+    uint32_t news_count; /* not read yet */
+    struct {
+        int fd;
+        bool accepted;
+    } news[512];
+};
+
 struct sim_options {
     uint64_t seed;
     bool trace;
@@ -126,6 +136,7 @@ struct sim {
     uint32_t fault_ms; /* between two faults, on average */
     uint64_t quiet_ns; /* when faults end */
 
+    struct sim_channel channels[2]; /* of clients, of workers */
     struct link links[SIM_LINKS_MAX];
     uint64_t links_made;
     struct sim_job *jobs;                          /* [SIM_JOBS_MAX] */
@@ -141,7 +152,7 @@ struct sim {
     bool dropping;              /* a client could not be sent to in this event */
     bool leaving;               /* the coordinator shuts down */
     int64_t blobs;              /* alive that the simulation made */
-    uint64_t replies_checked, rows_checked, shared_runs, steps_committed, repeats, lost,
+    uint64_t replies_checked, rows_checked, shared_runs, ghosts, steps_committed, repeats, lost,
         faults_made;
 };
 
@@ -153,9 +164,12 @@ _Noreturn void sim_fail(struct sim *sim, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void sim_trace(struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool sim_epoch_is_lost(const struct sim *sim, uint64_t epoch);
-void sim_deliver_client(struct sim *sim, struct link *link, const struct packet *packet);
-void sim_deliver_worker(struct sim *sim, struct link *link, const struct packet *packet);
-void sim_tell_gone(struct sim *sim, const struct link *link);
+void sim_deliver(struct sim *sim, const struct link *link, const struct packet *packet);
+/* The coordinator's side has accepted or closed it. */
+void sim_news(struct sim *sim, const struct link *link, bool accepted);
+void sim_tell_ends(struct sim *sim, uint64_t unused, uint64_t unused_too);
+/* The number of the link with this routing id. */
+uint64_t sim_route_of(const struct mla_peer *peer);
 
 /* ---- events.c */
 

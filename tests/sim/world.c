@@ -114,49 +114,101 @@ static void region_remove(void *context, uint64_t number)
     region_end(context, number);
 }
 
-/* ---- Into the core */
+/* ---- Into the core, as comm/channel.c and server.c do it */
 
-static struct mla_incoming incoming_of(const struct link *link, const struct packet *packet)
+void sim_news(struct sim *sim, const struct link *link, bool accepted)
 {
-    struct mla_incoming incoming = {.peer = {.size = 5, .fd = link->fd, .number = link->number},
-                                    .frames = packet->payload ? 2 : 1,
-                                    .head = packet->head,
-                                    .head_bytes = packet->head_bytes,
-                                    .payload = packet->payload};
-    memcpy(incoming.peer.id + 1, &link->number, 4);
-    return incoming;
+    struct sim_channel *channel =
+        &sim->channels[link->kind == LINK_WORK || link->kind == LINK_BEAT];
+    if (channel->news_count == sizeof channel->news / sizeof *channel->news)
+        sim_fail(sim, "the simulation has too little room for news");
+    channel->news[channel->news_count].fd = link->fd;
+    channel->news[channel->news_count++].accepted = accepted;
+}
+
+static void read_news(struct sim *sim, struct sim_channel *channel)
+{
+    for (uint32_t i = 0; i < channel->news_count; i++) {
+        if (mla_connections_reserve(channel->connections) != MLA_OK)
+            sim_fail(sim, "no memory for news");
+        if (channel->news[i].accepted)
+            mla_connections_accepted(channel->connections, channel->news[i].fd);
+        else
+            mla_connections_closed(channel->connections, channel->news[i].fd);
+    }
+    channel->news_count = 0;
+}
+
+void sim_tell_ends(struct sim *sim, uint64_t unused, uint64_t unused_too)
+{
+    int fd = -1;
+    uint64_t number = unused + unused_too;
+    for (int i = 0; i < 2; i++) {
+        read_news(sim, &sim->channels[i]);
+        while (mla_connections_next_ended(sim->channels[i].connections, &fd, &number))
+            (i == 0 ? mla_core_client_gone : mla_core_worker_gone)(sim->core, fd, number);
+    }
+}
+
+/* Routing ids count connections, as a ROUTER's own do. */
+uint64_t sim_route_of(const struct mla_peer *peer)
+{
+    return (uint64_t)peer->id[1] << 24 | (uint64_t)peer->id[2] << 16 | (uint64_t)peer->id[3] << 8 |
+           peer->id[4];
+}
+
+static struct mla_peer peer_of(const struct link *link)
+{
+    struct mla_peer peer = {.size = 5, .fd = link->fd};
+    for (int i = 0; i < 4; i++)
+        peer.id[1 + i] = (uint8_t)(link->number >> (24 - 8 * i));
+    return peer;
 }
 
 /* KV_FULL, BUSY and every other refusal change nothing. */
-void sim_deliver_client(struct sim *sim, struct link *link, const struct packet *packet)
+static void deliver_to_clients(struct sim *sim, const struct link *link,
+                               const struct mla_incoming *incoming)
 {
     struct mla_stats before;
     struct mla_stats after;
-    struct mla_incoming incoming = incoming_of(link, packet);
+    uint32_t session = sim->core->client_fds[link->fd];
+    bool displaces =
+        session != NONE && sim->core->sessions[session].peer.number != incoming->peer.number;
     mla_core_stats(sim->core, &before);
     sim->replies = sim->failures = sim->losses = 0;
-    mla_core_client_message(sim->core, &incoming);
+    mla_core_client_message(sim->core, incoming);
     mla_core_stats(sim->core, &after);
     if (sim->replies != 1 || sim->failures != 1 || sim->losses > 0 || link->dropped ||
-        before.clients != after.clients)
+        link->fd_free || displaces || before.clients != after.clients)
         return;
     if (before.blocks_used != after.blocks_used || before.sequences != after.sequences ||
         before.steps_open != after.steps_open || before.runs_in_flight != after.runs_in_flight)
         sim_fail(sim, "a request was refused and changed something");
 }
 
-void sim_deliver_worker(struct sim *sim, struct link *link, const struct packet *packet)
+void sim_deliver(struct sim *sim, const struct link *link, const struct packet *packet)
 {
-    struct mla_incoming incoming = incoming_of(link, packet);
-    mla_core_worker_message(sim->core, &incoming);
-}
-
-void sim_tell_gone(struct sim *sim, const struct link *link)
-{
-    if (link->kind == LINK_CLIENT || link->kind == LINK_SILENT)
-        mla_core_client_gone(sim->core, link->fd, link->number);
+    bool is_client = link->kind == LINK_CLIENT;
+    struct sim_channel *channel = &sim->channels[!is_client];
+    struct mla_incoming incoming = {.peer = peer_of(link),
+                                    .frames = packet->payload ? 2 : 1,
+                                    .head = packet->head,
+                                    .head_bytes = packet->head_bytes,
+                                    .payload = packet->payload};
+    if (!mla_connections_is_known(channel->connections, &incoming.peer)) {
+        read_news(sim, channel);
+        sim_at(sim, random_within(&sim->random, 0, 500000), sim_tell_ends, 0, 0);
+    }
+    if (!mla_connections_number(channel->connections, &incoming.peer)) {
+        mla_blob_drop(packet->payload); /* of a connection that has ended */
+        return;
+    }
+    if (link->fd_free)
+        sim->ghosts++;
+    if (is_client)
+        deliver_to_clients(sim, link, &incoming);
     else
-        mla_core_worker_gone(sim->core, link->fd, link->number);
+        mla_core_worker_message(sim->core, &incoming);
 }
 
 /* ---- A life */
@@ -171,6 +223,12 @@ static void core_start(struct sim *sim)
                                        .region_remove = region_remove};
     if (mla_core_create(&sim->core_options, &effects, &sim->core) != MLA_OK)
         sim_fail(sim, "no core");
+    for (int i = 0; i < 2; i++) {
+        mla_connections_destroy(&sim->channels[i].connections);
+        if (mla_connections_create(&sim->channels[i].connections) != MLA_OK)
+            sim_fail(sim, "no memory for connections");
+        sim->channels[i].news_count = 0;
+    }
     memset(sim->epochs_lost, 0, sizeof sim->epochs_lost);
 }
 
@@ -249,7 +307,7 @@ static void check_dropped(struct sim *sim)
             continue;
         for (uint32_t k = 0; k < sim->core->session_bound; k++) {
             const struct session *session = &sim->core->sessions[k];
-            if (session->used && !session->closing && session->peer.number == link->number)
+            if (session->used && !session->closing && sim_route_of(&session->peer) == link->number)
                 sim_fail(sim, "client %u does not read and is kept", link->owner);
         }
     }
@@ -299,6 +357,8 @@ static void check_end(struct sim *sim)
         link_drop_all(&sim->links[i]);
     if (sim->blobs != 0)
         sim_fail(sim, "%lld payloads are still held", (long long)sim->blobs);
+    for (int i = 0; i < 2; i++)
+        mla_connections_destroy(&sim->channels[i].connections);
     clients_free(sim);
     regions_free(sim);
     free(sim->jobs);
