@@ -1,12 +1,14 @@
 #include "comm/channel.h"
 
 #include "comm/connections.h"
+#include "proto/clock.h"
 #include "proto/parse.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +17,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { CHANNELS_MAX = 8, HANDSHAKE_MS = 2000, ENDPOINT_BYTES = 512 };
+enum { CHANNELS_MAX = 8, HANDSHAKE_MS = 2000, ENDPOINT_BYTES = 512, SPIN_MS = 10 };
 
 /* A received payload frame. They are kept for reuse, in the context, because the last reference
  * may go in one of ZeroMQ's threads. */
@@ -32,12 +34,19 @@ struct mla_channel_context {
     struct received *kept;
 };
 
+/* To look into a socket of ZeroMQ costs it some system calls, so what is known is kept. */
+struct look {
+    bool drained; /* it had nothing, so its descriptor tells when that changes */
+    bool nothing; /* the last wait saw that it still has nothing: holds for one look */
+};
+
 struct mla_channel {
     struct mla_channel_context *context;
     void *socket;
     void *monitor;                       /* tells connections that begin and end */
     struct mla_connections *connections; /* of a server's end */
-    bool server;
+    struct look messages, news;          /* of the one and of the other */
+    bool server, spin;
     bool head_held;
     zmq_msg_t head;
     char endpoint[ENDPOINT_BYTES];
@@ -200,6 +209,7 @@ static enum mla_status channel_create(struct mla_channel_context *context, const
         return status;
     channel->context = context;
     channel->server = server;
+    channel->spin = options->spin;
     channel->socket = zmq_socket(context->zmq, server ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!channel->socket)
         goto fail;
@@ -305,6 +315,7 @@ enum mla_status mla_channel_send(struct mla_channel *channel, const struct mla_p
 {
     assert((peer != NULL) == channel->server);
     enum mla_status status = MLA_OK;
+    channel->messages.drained = false; /* sending may take in what the descriptor told */
     if (peer && (status = send_frame(channel->socket, peer->id, peer->size, true)) != MLA_OK)
         return status;
     status = send_frame(channel->socket, head, head_bytes, payload != NULL);
@@ -369,6 +380,7 @@ static enum mla_status receive_event(struct mla_channel *channel, uint16_t *even
 {
     zmq_msg_t message;
     enum mla_status status = receive_frame(channel->monitor, &message);
+    channel->news.drained = status == MLA_AGAIN;
     if (status != MLA_OK)
         return status;
     uint32_t value = 0; /* after the event's number */
@@ -442,7 +454,15 @@ static enum mla_status receive_payload(struct mla_channel *channel, struct mla_i
     return status;
 }
 
-enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out)
+/* True once after a wait that saw nothing there. */
+static bool is_nothing(struct look *look)
+{
+    bool nothing = look->nothing;
+    look->nothing = false;
+    return nothing;
+}
+
+static enum mla_status receive_any(struct mla_channel *channel, struct mla_incoming *out)
 {
     bool from_nobody = true;
     while (from_nobody) {
@@ -466,13 +486,23 @@ enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_inco
     return MLA_OK;
 }
 
+enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out)
+{
+    if (is_nothing(&channel->messages))
+        return MLA_AGAIN;
+    enum mla_status status = receive_any(channel, out);
+    channel->messages.drained = status == MLA_AGAIN;
+    return status;
+}
+
 enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number)
 {
     uint16_t event = 0;
+    bool nothing = is_nothing(&channel->news);
     *number = 0;
     if (!channel->server)
-        return receive_event(channel, &event, fd);
-    enum mla_status status = read_news(channel);
+        return nothing ? MLA_AGAIN : receive_event(channel, &event, fd);
+    enum mla_status status = nothing ? MLA_OK : read_news(channel);
     if (status != MLA_OK)
         return status;
     return mla_connections_next_ended(channel->connections, fd, number) ? MLA_OK : MLA_AGAIN;
@@ -493,31 +523,60 @@ static int wake_fd(void *socket)
     return fd;
 }
 
-/* zmq_poll does the same with twice as many system calls. A socket's descriptor tells that
- * something happened to it since it was last looked at, so each is looked at before the wait. */
-enum mla_status mla_channel_wait_fd(struct mla_channel *const *channels, size_t count, int fd,
-                                    int timeout_ms)
+/* Others may need the core, ZeroMQ's threads before all. */
+static int poll_spinning(struct pollfd *fds, nfds_t count, int timeout_ms)
 {
-    assert(count <= CHANNELS_MAX);
+    int most_ms = timeout_ms < 0 || timeout_ms > SPIN_MS ? SPIN_MS : timeout_ms;
+    uint64_t end_ns = mla_now_ns() + (uint64_t)most_ms * 1000000u;
+    int ready = 0;
+    while ((ready = poll(fds, count, 0)) == 0 && mla_now_ns() < end_ns)
+        sched_yield();
+    return ready;
+}
+
+/* zmq_poll does the same with several times as many system calls. */
+enum mla_status mla_channel_wait_fd(struct mla_channel *const *channels, size_t count, int fd,
+                                    int timeout_ms, bool *fd_ready)
+{
+    assert(count >= 1 && count <= CHANNELS_MAX);
     struct pollfd fds[2 * CHANNELS_MAX + 1];
+    struct look *looks[2 * CHANNELS_MAX];
     nfds_t used = 0;
+    bool ready = false;
     for (size_t i = 0; i < count; i++) {
-        if (channels[i]->server && mla_connections_has_ended(channels[i]->connections))
-            return MLA_OK;
-        void *const sockets[] = {channels[i]->socket, channels[i]->monitor};
-        for (size_t k = 0; k < 2; k++) {
-            if (has_input(sockets[k]))
-                return MLA_OK;
-            fds[used++] = (struct pollfd){.fd = wake_fd(sockets[k]), .events = POLLIN};
+        struct mla_channel *channel = channels[i];
+        void *const sockets[] = {channel->socket, channel->monitor};
+        looks[used] = &channel->messages;
+        looks[used + 1] = &channel->news;
+        ready = ready || (channel->server && mla_connections_has_ended(channel->connections));
+        for (size_t k = 0; k < 2; k++, used++) {
+            looks[used]->nothing = false;
+            if (!ready && !looks[used]->drained) {
+                ready = has_input(sockets[k]);
+                looks[used]->drained = !ready;
+            }
+            fds[used] = (struct pollfd){.fd = wake_fd(sockets[k]), .events = POLLIN};
         }
     }
-    fds[used++] = (struct pollfd){.fd = fd, .events = POLLIN}; /* poll ignores -1 */
-    if (poll(fds, used, timeout_ms) < 0 && errno != EINTR)
-        return MLA_CLOSED;
+    fds[used] = (struct pollfd){.fd = fd, .events = POLLIN}; /* poll ignores -1 */
+    if (ready)
+        timeout_ms = 0;
+    int told = channels[0]->spin ? poll_spinning(fds, used + 1, timeout_ms)
+                                 : poll(fds, used + 1, timeout_ms);
+    if (told < 0)
+        return errno == EINTR ? MLA_OK : MLA_CLOSED;
+    for (nfds_t i = 0; i < used; i++) {
+        looks[i]->drained = looks[i]->drained && fds[i].revents == 0;
+        looks[i]->nothing = looks[i]->drained;
+    }
+    for (nfds_t i = 0; i < used; i += 2) /* an end may have come with last messages */
+        looks[i]->nothing = looks[i]->nothing && looks[i + 1]->nothing;
+    if (fd_ready)
+        *fd_ready = fds[used].revents != 0;
     return MLA_OK;
 }
 
 enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t count, int timeout_ms)
 {
-    return mla_channel_wait_fd(channels, count, -1, timeout_ms);
+    return mla_channel_wait_fd(channels, count, -1, timeout_ms, NULL);
 }

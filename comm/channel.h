@@ -30,6 +30,7 @@ struct mla_channel_options {
     int queue_max;            /* messages waiting in each direction, per peer */
     uint64_t frame_bytes_max; /* a larger frame ends the connection */
     int linger_ms;            /* how long the context's end waits for what is not sent yet */
+    bool spin;                /* waiting looks again and again and takes a core, see below */
 };
 
 /* A server's end: binds "tcp://address:port" (port * picks one) or "ipc:///path". MLA_ENDPOINT
@@ -70,10 +71,13 @@ enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_inco
 enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number);
 
 /* Waits until a channel has something to receive (or a connection ended) or timeout_ms passed
- * (-1: for ever). MLA_OK also on timeout and signals. At most 8 channels. */
+ * (-1: for ever). MLA_OK also on timeout and signals. At most 8 channels. What it saw to be empty
+ * answers MLA_AGAIN once without another look. If the first channel spins, it does not sleep, which
+ * saves the time of waking up, and may end before its time. */
 enum mla_status mla_channel_wait(struct mla_channel *const *channels, size_t count, int timeout_ms);
-/* The same, and also until `fd` is readable (-1: none). */
+/* The same, and also until `fd` is readable (-1: none): *fd_ready, which may be NULL; untouched
+ * after a signal. */
 enum mla_status mla_channel_wait_fd(struct mla_channel *const *channels, size_t count, int fd,
-                                    int timeout_ms);
+                                    int timeout_ms, bool *fd_ready);
 
 #endif

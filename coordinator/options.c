@@ -31,6 +31,8 @@ static const char help[] =
     "  --payload-memory BYTES  bound on payloads held; beyond is BUSY (2G)\n"
     "  --payload auto|inline   inline: no shared memory, also with clients of this host (auto)\n"
     "  --region-memory BYTES   bound on shared memory of all clients; beyond is BUSY (4G)\n"
+    "  --spin                  look for messages without sleeping, which saves waking up in every\n"
+    "                          RUN: takes a whole core, also of an idle service\n"
     "  --heartbeat-ms N        workers send a heartbeat so often (200)\n"
     "  --heartbeat-timeout-ms N  a group without one for so long is lost; a worker without an\n"
     "                          answer for so long joins again (2000)\n"
@@ -49,6 +51,7 @@ enum option_id {
     OPTION_PAYLOAD_MEMORY,
     OPTION_PAYLOAD,
     OPTION_REGION_MEMORY,
+    OPTION_SPIN,
     OPTION_HELP,
     OPTION_NUMBER, /* the first of those in `numbers` */
 };
@@ -87,6 +90,7 @@ static const struct option options[] = {
     {"payload-memory", required_argument, NULL, OPTION_PAYLOAD_MEMORY},
     {"payload", required_argument, NULL, OPTION_PAYLOAD},
     {"region-memory", required_argument, NULL, OPTION_REGION_MEMORY},
+    {"spin", no_argument, NULL, OPTION_SPIN},
     {"help", no_argument, NULL, OPTION_HELP},
     {"groups", required_argument, NULL, OPTION_NUMBER},
     {"decode-tokens-max", required_argument, NULL, OPTION_NUMBER + 1},
@@ -119,6 +123,9 @@ static bool set(void *context, int id, const char *text)
         return mla_parse_list(text, MLA_DECODE_BUCKETS_MAX, plan->buckets, &plan->bucket_count);
     case OPTION_PAD:
         out->core.pad_to_bucket = true;
+        return true;
+    case OPTION_SPIN:
+        out->spin = true;
         return true;
     case OPTION_KV_MEMORY:
         return mla_parse_bytes(text, &out->core.kv_memory_bytes) && out->core.kv_memory_bytes > 0;

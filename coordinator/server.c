@@ -110,10 +110,12 @@ static void serve(struct server *server, const struct mla_core_options *options)
     struct mla_channel *const channels[] = {server->workers, server->clients};
     int regions_fd = server->regions ? mla_region_server_fd(server->regions) : -1;
     while (!stopped) {
-        if (mla_channel_wait_fd(channels, 2, regions_fd, (int)options->heartbeat_ms) != MLA_OK)
+        bool regions_asked = false;
+        if (mla_channel_wait_fd(channels, 2, regions_fd, (int)options->heartbeat_ms,
+                                &regions_asked) != MLA_OK)
             break;
         turn(server);
-        if (server->regions)
+        if (regions_asked)
             mla_region_server_turn(server->regions);
         if (mla_now_ns() >= next_tick_ns) {
             mla_core_tick(server->core);
@@ -150,7 +152,8 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
     core.epoch = first_epoch();
     struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
                                          .frame_bytes_max = options->core.payload_bytes_max / 2,
-                                         .linger_ms = LINGER_MS};
+                                         .linger_ms = LINGER_MS,
+                                         .spin = options->spin};
     catch_signals();
     umask(0077); /* ipc endpoints are for this user alone */
     /* Without shared memory the service is slower and complete. */

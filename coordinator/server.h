@@ -9,6 +9,7 @@ struct mla_server_options {
     const char *endpoint; /* for clients */
     const char *workers;  /* for workers */
     bool payload_inline;  /* whatever core.region_bytes_max says */
+    bool spin;            /* never sleep */
 };
 
 /* Serves until SIGTERM or SIGINT (MLA_OK). Prints "bound WORKERS_ENDPOINT" and, once all groups

@@ -581,7 +581,8 @@ enum mla_status mla_client_connect(const char *endpoint, const struct mla_client
                                    struct mla_client **out)
 {
     const struct mla_channel_options channel_options = {.queue_max = QUEUE_MAX,
-                                                        .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX};
+                                                        .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX,
+                                                        .spin = options && options->spin};
     struct mla_client *client = calloc(1, sizeof *client);
     if (!client)
         return MLA_MEMORY;

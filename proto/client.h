@@ -15,6 +15,7 @@ struct mla_client;
 struct mla_client_options {
     int timeout_ms;      /* of connecting and of each synchronous call; 0: 30000 */
     bool payload_inline; /* no shared memory, also where there could be */
+    bool spin;           /* wait for replies without sleeping: takes a core while it waits */
 };
 
 /* Connects to "tcp://host:port" or "ipc:///path" and says HELLO; waits until a group is ready or

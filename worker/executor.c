@@ -263,11 +263,13 @@ static enum mla_status handle(struct executor *executor, const struct mla_incomi
 
 /* No message is there. A layer's successor mostly comes within a fraction of a millisecond, and
  * waking a core that sleeps takes a good part of that: look for it a while, and let others run
- * meanwhile, before going to sleep. MLA_CLOSED: the coordinator is gone. */
+ * meanwhile, before going to sleep. A channel that spins does so by itself. MLA_CLOSED: the
+ * coordinator is gone. */
 static enum mla_status idle(struct executor *executor)
 {
     if (!executor->life.given_up &&
-        (executor->life.flights.count > 0 || mla_now_ns() < executor->poll_until_ns)) {
+        (executor->life.flights.count > 0 ||
+         (!executor->options->spin && mla_now_ns() < executor->poll_until_ns))) {
         sched_yield();
         return MLA_OK;
     }

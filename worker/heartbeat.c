@@ -81,7 +81,7 @@ static void *run(void *argument)
             next_ns = now_ns + interval_ns;
         }
         int wait_ms = (int)((next_ns - now_ns) / 1000000u) + 1;
-        if (mla_channel_wait_fd(&self->channel, 1, self->wake_fd, wait_ms) != MLA_OK)
+        if (mla_channel_wait_fd(&self->channel, 1, self->wake_fd, wait_ms, NULL) != MLA_OK)
             break;
         hear(self);
     }

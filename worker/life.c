@@ -78,7 +78,8 @@ static enum mla_status join(struct executor *executor)
 enum mla_status life_begin(struct executor *executor)
 {
     struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
-                                         .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX};
+                                         .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX,
+                                         .spin = executor->options->spin};
     struct life *life = &executor->life;
     enum mla_status status = mla_channel_context_create(&life->context);
     if (status == MLA_OK)

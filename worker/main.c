@@ -97,7 +97,8 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
                                             .kv_memory_bytes = options->kv_memory_bytes,
                                             .chunk_rows = options->chunk_rows,
                                             .connect_timeout_ms = options->connect_timeout_ms,
-                                            .poll_us = options->poll_us};
+                                            .poll_us = options->poll_us,
+                                            .spin = options->spin};
     struct mla_backend *backend = NULL;
     struct mla_collective *collective = NULL;
     struct mla_checkpoint checkpoint;

@@ -33,6 +33,8 @@ static const char help[] =
     "                         goes (60000)\n"
     "  --poll-us N            after a microbatch, look for the next one so long before sleeping;\n"
     "                         that much of a core, once for each pause (1000)\n"
+    "  --spin                 look for it without ever sleeping: a whole core of each rank, also\n"
+    "                         when there is nothing to do\n"
     "  --trace FILE           write a trace of plans, microbatches and, without graphs, their\n"
     "                         operations, for Perfetto (with several ranks FILE.RANK)\n"
     "  --check                only check config and checkpoint, and that --ranks can share heads\n"
@@ -54,6 +56,7 @@ enum option_id {
     OPTION_CHUNK,
     OPTION_TIMEOUT,
     OPTION_POLL,
+    OPTION_SPIN,
     OPTION_TRACE,
     OPTION_CHECK,
     OPTION_RANKS,
@@ -74,6 +77,7 @@ static const struct option options[] = {
     {"context-chunk", required_argument, NULL, OPTION_CHUNK},
     {"connect-timeout-ms", required_argument, NULL, OPTION_TIMEOUT},
     {"poll-us", required_argument, NULL, OPTION_POLL},
+    {"spin", no_argument, NULL, OPTION_SPIN},
     {"trace", required_argument, NULL, OPTION_TRACE},
     {"check", no_argument, NULL, OPTION_CHECK},
     {"ranks", required_argument, NULL, OPTION_RANKS},
@@ -186,6 +190,9 @@ static bool set(void *context, int id, const char *text)
         return set_number(text, 0, 86400000, &out->connect_timeout_ms);
     case OPTION_POLL:
         return set_number(text, 0, 1000000, &out->poll_us);
+    case OPTION_SPIN:
+        out->spin = true;
+        return true;
     case OPTION_RANKS:
         return set_number(text, 1, MLA_RANKS_MAX, &out->ranks);
     default:

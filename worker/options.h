@@ -15,7 +15,7 @@ struct mla_worker_options {
     enum mla_dtype kv_dtype;  /* 0: the backend's activation dtype */
     uint64_t kv_memory_bytes; /* 0: a share of what there is */
     double kv_memory_fraction;
-    bool check;
+    bool check, spin;
 };
 
 /* As mla_coordinator_options_parse. */

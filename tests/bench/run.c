@@ -35,6 +35,7 @@ static const char help[] =
     "  --opens N             steps opened and closed to time that (100)\n"
     "  --pids LIST           processes of coordinator and workers, whose CPU use is told (all\n"
     "                        mla-coordinator and mla-worker of this host, if that is one service)\n"
+    "  --spin                this client waits for replies without sleeping: one core more\n"
     "  --json FILE           writes the numbers there as well\n";
 
 enum option_id {
@@ -50,6 +51,7 @@ enum option_id {
     OPTION_WARM_UP,
     OPTION_OPENS,
     OPTION_PIDS,
+    OPTION_SPIN,
     OPTION_JSON,
     OPTION_HELP,
 };
@@ -67,6 +69,7 @@ static const struct option known[] = {
     {"warm-up", required_argument, NULL, OPTION_WARM_UP},
     {"opens", required_argument, NULL, OPTION_OPENS},
     {"pids", required_argument, NULL, OPTION_PIDS},
+    {"spin", no_argument, NULL, OPTION_SPIN},
     {"json", required_argument, NULL, OPTION_JSON},
     {"help", no_argument, NULL, OPTION_HELP},
     {0},
@@ -154,6 +157,9 @@ static bool set(void *context, int id, const char *text)
         return set_number(text, 1, 1000000, &out->opens);
     case OPTION_PIDS:
         out->pids = text;
+        return true;
+    case OPTION_SPIN:
+        out->spin = true;
         return true;
     default:
         out->json = text;
@@ -250,7 +256,8 @@ static enum mla_status prepare(struct mla_run_bench *bench)
 {
     struct mla_run_options *options = &bench->options;
     struct mla_client_options client = {.timeout_ms = TIMEOUT_MS,
-                                        .payload_inline = options->payload == MLA_RUN_INLINE};
+                                        .payload_inline = options->payload == MLA_RUN_INLINE,
+                                        .spin = options->spin};
     char why[MLA_SENTENCE_BYTES_MAX];
     bench->cpu_known = mla_cpu_use_find(options->pids, &bench->cpu, why);
     if (!bench->cpu_known) {

@@ -18,6 +18,7 @@ struct mla_run_options {
     double seconds, warm_up_s;
     enum mla_run_payload payload;
     enum mla_dtype dtype;
+    bool spin;
 };
 
 /* With so many steps open, each with one RUN on its way. */

@@ -110,13 +110,13 @@ static json_t *report_json(struct mla_run_bench *bench)
             rounds = NULL;
         }
     }
-    return json_pack("{s:s, s:i, s:i, s:i, s:s, s:s, s:i, s:i, s:o, s:o, s:o, s:o}", "bench", "run",
-                     "rows", (int)options->rows, "context", (int)options->context, "layers",
+    return json_pack("{s:s, s:i, s:i, s:i, s:s, s:s, s:i, s:i, s:b, s:o, s:o, s:o, s:o}", "bench",
+                     "run", "rows", (int)options->rows, "context", (int)options->context, "layers",
                      (int)options->layers, "dtype", mla_dtype_name(options->dtype), "payload",
                      payload_name(bench), "groups", (int)bench->info->groups, "ranks",
-                     (int)bench->info->ranks, "rounds", rounds, "open_us",
-                     series_json(&bench->open), "first_run_us", series_json(&bench->first),
-                     "close_us", series_json(&bench->close));
+                     (int)bench->info->ranks, "client_spins", (int)options->spin, "rounds", rounds,
+                     "open_us", series_json(&bench->open), "first_run_us",
+                     series_json(&bench->first), "close_us", series_json(&bench->close));
 }
 
 enum mla_status mla_run_report(struct mla_run_bench *bench)

@@ -16,8 +16,8 @@
 
 enum { PATIENCE_S = 10, QUEUE_MAX = 16, FRAME_BYTES_MAX = 1 << 20 };
 
-static const struct mla_channel_options options = {.queue_max = QUEUE_MAX,
-                                                   .frame_bytes_max = FRAME_BYTES_MAX};
+static struct mla_channel_options options = {.queue_max = QUEUE_MAX,
+                                             .frame_bytes_max = FRAME_BYTES_MAX};
 static char folder[] = "/tmp/mla-test-channel-XXXXXX";
 static char ipc[64];
 static struct mla_channel_context *context;
@@ -546,6 +546,43 @@ Test(channel, nothing_is_there)
     cr_expect_eq(mla_channel_send(client, NULL, "x", 1, NULL, 0, 0), MLA_AGAIN);
     struct mla_channel *both[] = {server, client};
     cr_expect_eq(mla_channel_wait(both, 2, 0), MLA_OK);
+}
+
+/* What a wait saw to be empty is not looked at again, and yet nothing is missed. */
+Test(channel, waits_between_messages)
+{
+    struct mla_incoming incoming;
+    listen_at(transports[1]);
+    client = dial();
+    (void)greet();
+    for (int i = 0; i < 200; i++) {
+        cr_assert_eq(mla_channel_receive(server, &incoming), MLA_AGAIN);
+        cr_assert_eq(mla_channel_wait(&server, 1, 0), MLA_OK);
+        send_until(MLA_OK, client, NULL, "next");
+        incoming = receive(server);
+        cr_assert(is(&incoming, "next"));
+    }
+}
+
+Test(channel, spins)
+{
+    options.spin = true;
+    exchange(transports[1]);
+}
+
+Test(channel, a_descriptor_ends_a_wait)
+{
+    int ends[2];
+    bool ready = true;
+    listen_at(transports[0]);
+    cr_assert_eq(pipe(ends), 0);
+    cr_expect_eq(mla_channel_wait_fd(&server, 1, ends[0], 1, &ready), MLA_OK);
+    cr_expect(!ready);
+    cr_assert_eq(write(ends[1], "x", 1), 1);
+    cr_expect_eq(mla_channel_wait_fd(&server, 1, ends[0], -1, &ready), MLA_OK);
+    cr_expect(ready);
+    close(ends[0]);
+    close(ends[1]);
 }
 
 static void on_alarm(int signal_number)
