@@ -6,6 +6,8 @@
 
 #include "proto/message.h"
 
+#include <string.h>
+
 enum mla_worker_message_type {
     MLA_JOIN = 32,      /* worker: I am rank r of group g */
     MLA_ADOPT = 33,     /* coordinator: the epoch and the sizes to allocate */
@@ -183,7 +185,13 @@ struct mla_plan_microbatch mla_plan_microbatch_at(const struct mla_plan_message 
 struct mla_plan_entry mla_plan_entry_at(const struct mla_plan_message *plan, uint32_t i);
 struct mla_plan_table mla_plan_table_at(const struct mla_plan_message *plan, uint32_t i);
 struct mla_plan_copy mla_plan_copy_at(const struct mla_plan_message *plan, uint32_t i);
-uint32_t mla_plan_block_at(const struct mla_plan_message *plan, uint32_t i);
 struct mla_plan_run mla_plan_run_at(const struct mla_plan_message *plan, uint32_t i);
+/* Here, because a plan has tens of thousands of these when whole tables are new. */
+static inline uint32_t mla_plan_block_at(const struct mla_plan_message *plan, uint32_t i)
+{
+    uint32_t block;
+    memcpy(&block, (const uint8_t *)plan->blocks + (size_t)i * sizeof block, sizeof block);
+    return block;
+}
 
 #endif

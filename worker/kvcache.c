@@ -1,6 +1,7 @@
 #include "worker/kvcache.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 size_t mla_kvcache_block_bytes(const struct mla_config *config, enum mla_dtype dtype)
 {
@@ -97,9 +98,13 @@ static bool plan_fits(const struct mla_kvcache *cache, const struct mla_plan_mes
             change.count > cache->table_stride - change.first)
             return false;
     }
-    for (uint32_t i = 0; i < plan->block_count; i++)
-        if (mla_plan_block_at(plan, i) >= cache->blocks)
-            return false;
+    uint32_t block_most = 0;
+    for (uint32_t i = 0; i < plan->block_count; i++) {
+        uint32_t block = mla_plan_block_at(plan, i);
+        block_most = block > block_most ? block : block_most;
+    }
+    if (block_most >= cache->blocks)
+        return false;
     for (uint32_t i = 0; i < plan->copy_count; i++) {
         struct mla_plan_copy copy = mla_plan_copy_at(plan, i);
         if (copy.src >= cache->blocks || copy.dst >= cache->blocks)
@@ -139,11 +144,12 @@ static enum mla_status change_tables(struct mla_kvcache *cache, const struct mla
     for (uint32_t i = 0; i < plan->table_count; i++) {
         struct mla_plan_table change = mla_plan_table_at(plan, i);
         int64_t at = (int64_t)change.table * cache->table_stride + change.first;
-        for (uint32_t k = 0; k < change.count; k++, block++) {
-            index[block] = at + k;
-            value[block] = (int32_t)mla_plan_block_at(plan, block);
-            cache->host_tables[at + k] = value[block];
+        for (uint32_t k = 0; k < change.count; k++) {
+            index[block + k] = at + k;
+            value[block + k] = (int32_t)mla_plan_block_at(plan, block + k);
         }
+        memcpy(cache->host_tables + at, value + block, change.count * sizeof *value);
+        block += change.count;
     }
     const int64_t *device = (const int64_t *)(const void *)cache->changes.device;
     struct mla_scatter scatter = {.count = block,
