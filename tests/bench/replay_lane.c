@@ -150,17 +150,38 @@ static void count_step(struct mla_replay *replay)
         replay->decode_rows_max = replay->opened.decode_rows;
 }
 
+static bool is_lost(enum mla_status status)
+{
+    return status == MLA_GROUP_LOST || status == MLA_STEP_LOST || status == MLA_DEADLINE;
+}
+
+/* After a loss, other groups may still be at work for the step. */
+static enum mla_status close_step(struct mla_replay *replay, uint64_t step,
+                                  enum mla_close_action action)
+{
+    double since_s = now_s();
+    enum mla_status status;
+    do
+        status = mla_client_close(replay->client, step, action);
+    while (pause_for(status == MLA_STEP_BUSY ? MLA_BUSY : status, since_s));
+    return status;
+}
+
 /* The layers of an open step, then its end. *lost: its workers died and nothing came of it. */
 static enum mla_status run_step(struct mla_replay *replay, uint64_t step, bool *lost)
 {
     enum mla_status status = MLA_OK;
     for (uint32_t i = 0; i < replay->options.layers && status == MLA_OK; i++)
         status = run_layer(replay, step, replay->info->layers[i]);
-    *lost = status == MLA_GROUP_LOST || status == MLA_STEP_LOST || status == MLA_DEADLINE;
+    *lost = is_lost(status);
     if (status != MLA_OK && !*lost)
         return failed(replay, "RUN", status);
     uint64_t sent_ns = mla_now_ns();
-    status = mla_client_close(replay->client, step, *lost ? MLA_ABORT : MLA_COMMIT);
+    status = *lost ? MLA_STEP_LOST : close_step(replay, step, MLA_COMMIT);
+    if (is_lost(status)) { /* maybe after its last RUN */
+        *lost = true;
+        status = close_step(replay, step, MLA_ABORT);
+    }
     if (status != MLA_OK)
         return failed(replay, "CLOSE", status);
     if (*lost)
