@@ -1,56 +1,17 @@
-#include "comm/channel.h"
-
+#include "comm/channel_state.h"
 #include "comm/connections.h"
+#include "comm/guard.h"
 #include "proto/clock.h"
-#include "proto/parse.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
-#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
-#include <zmq.h>
 
-enum { CHANNELS_MAX = 8, HANDSHAKE_MS = 2000, ENDPOINT_BYTES = 512, SPIN_MS = 10 };
-
-/* A received payload frame. They are kept for reuse, in the context, because the last reference
- * may go in one of ZeroMQ's threads. */
-struct received {
-    struct mla_blob blob;
-    zmq_msg_t message;
-    struct mla_channel_context *context;
-    struct received *next;
-};
-
-struct mla_channel_context {
-    void *zmq;
-    pthread_mutex_t lock;
-    struct received *kept;
-};
-
-/* To look into a socket of ZeroMQ costs it some system calls, so what is known is kept. */
-struct look {
-    bool drained; /* it had nothing, so its descriptor tells when that changes */
-    bool nothing; /* the last wait saw that it still has nothing: holds for one look */
-};
-
-struct mla_channel {
-    struct mla_channel_context *context;
-    void *socket;
-    void *monitor;                       /* tells connections that begin and end */
-    struct mla_connections *connections; /* of a server's end */
-    struct look messages, news;          /* of the one and of the other */
-    bool server, spin;
-    bool head_held;
-    zmq_msg_t head;
-    char endpoint[ENDPOINT_BYTES];
-};
+enum { SPIN_MS = 10 };
 
 enum mla_status mla_channel_context_create(struct mla_channel_context **out)
 {
@@ -73,11 +34,19 @@ void mla_channel_context_destroy(struct mla_channel_context **context_at)
     if (!context)
         return;
     while (zmq_ctx_term(context->zmq) != 0 && zmq_errno() == EINTR) {}
+    mla_guard_join(&context->guard);
     while (context->kept) {
         struct received *next = context->kept->next;
         free(context->kept);
         context->kept = next;
     }
+    while (context->sendings) {
+        struct sending *next = context->sendings->next;
+        free(context->sendings);
+        context->sendings = next;
+    }
+    while (context->crowd_count > 0)
+        mla_crowd_destroy(&context->crowds[--context->crowd_count]);
     pthread_mutex_destroy(&context->lock);
     free(context);
     *context_at = NULL;
@@ -118,140 +87,18 @@ static enum mla_status received_create(struct mla_channel_context *context, zmq_
     return MLA_OK;
 }
 
-static bool set_int(void *socket, int option, int value)
-{
-    return zmq_setsockopt(socket, option, &value, sizeof value) == 0;
-}
-
-/* Set before bind or connect: ZeroMQ ignores most of them later. */
-static bool set_options(struct mla_channel *channel, const struct mla_channel_options *options)
-{
-    int64_t frame_bytes_max = (int64_t)options->frame_bytes_max;
-    bool ok = set_int(channel->socket, ZMQ_LINGER, options->linger_ms) &&
-              set_int(channel->socket, ZMQ_SNDHWM, options->queue_max) &&
-              set_int(channel->socket, ZMQ_RCVHWM, options->queue_max) &&
-              set_int(channel->socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS) &&
-              zmq_setsockopt(channel->socket, ZMQ_MAXMSGSIZE, &frame_bytes_max,
-                             sizeof frame_bytes_max) == 0;
-    if (channel->server) /* a lost peer is an error, and nobody takes over a routing id */
-        return ok && set_int(channel->socket, ZMQ_ROUTER_MANDATORY, 1) &&
-               set_int(channel->socket, ZMQ_BACKLOG, 256);
-    /* Nothing is queued for a peer that is not there. No ZeroMQ heartbeats on this side: with a
-     * full pipe they abort the process (libzmq 3937). */
-    return ok && set_int(channel->socket, ZMQ_IMMEDIATE, 1) &&
-           set_int(channel->socket, ZMQ_RECONNECT_IVL, 50) &&
-           set_int(channel->socket, ZMQ_RECONNECT_IVL_MAX, 1000);
-}
-
-static enum mla_status open_monitor(struct mla_channel *channel)
-{
-    char name[64];
-    snprintf(name, sizeof name, "inproc://monitor-%p", (void *)channel);
-    if (zmq_socket_monitor(channel->socket, name, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED) != 0)
-        return MLA_SYSTEM;
-    channel->monitor = zmq_socket(channel->context->zmq, ZMQ_PAIR);
-    if (!channel->monitor || !set_int(channel->monitor, ZMQ_LINGER, 0) ||
-        zmq_connect(channel->monitor, name) != 0)
-        return MLA_SYSTEM;
-    return MLA_OK;
-}
-
-/* "address:port"; ZeroMQ would cut a port to 16 bits. */
-static bool is_tcp(const char *rest, bool server)
-{
-    const char *colon = strrchr(rest, ':');
-    uint64_t port = 0;
-    return colon && colon > rest &&
-           ((server && strcmp(colon + 1, "*") == 0) ||
-            mla_parse_number(colon + 1, server ? 0 : 1, UINT16_MAX, &port));
-}
-
-/* ZeroMQ would remove the socket of a server that runs. One that nobody answers at was left
- * behind. */
-static bool is_served(const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    memcpy(address.sun_path, path, strlen(path));
-    bool served = fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
-    if (fd >= 0)
-        close(fd);
-    return served;
-}
-
-/* Why an endpoint that ZeroMQ may take is not one for us, or NULL. */
-static const char *endpoint_problem(const char *endpoint, bool server)
-{
-    static const char tcp[] = "tcp://";
-    static const char ipc[] = "ipc://";
-    if (strncmp(endpoint, tcp, strlen(tcp)) == 0)
-        return is_tcp(endpoint + strlen(tcp), server) ? NULL : "not tcp://address:port";
-    if (strncmp(endpoint, ipc, strlen(ipc)) != 0)
-        return "neither tcp:// nor ipc://";
-    const char *path = endpoint + strlen(ipc);
-    if (*path != '/' || strlen(path) >= sizeof((struct sockaddr_un *)NULL)->sun_path)
-        return "not an absolute path that a socket can have";
-    return server && is_served(path) ? strerror(EADDRINUSE) : NULL;
-}
-
-static enum mla_status channel_create(struct mla_channel_context *context, const char *endpoint,
-                                      const struct mla_channel_options *options, bool server,
-                                      struct mla_channel **out)
-{
-    enum mla_status status = MLA_MEMORY;
-    const char *problem = endpoint_problem(endpoint, server);
-    if (problem) {
-        fprintf(stderr, "%s: %s\n", endpoint, problem);
-        return MLA_ENDPOINT;
-    }
-    struct mla_channel *channel = calloc(1, sizeof *channel);
-    if (!channel)
-        return status;
-    channel->context = context;
-    channel->server = server;
-    channel->spin = options->spin;
-    channel->socket = zmq_socket(context->zmq, server ? ZMQ_ROUTER : ZMQ_DEALER);
-    if (!channel->socket)
-        goto fail;
-    if (!set_options(channel, options)) {
-        status = MLA_SYSTEM;
-        goto fail;
-    }
-    if ((status = open_monitor(channel)) != MLA_OK)
-        goto fail;
-    if (server && (status = mla_connections_create(&channel->connections)) != MLA_OK)
-        goto fail;
-
-    int rc = server ? zmq_bind(channel->socket, endpoint) : zmq_connect(channel->socket, endpoint);
-    if (rc != 0) {
-        fprintf(stderr, "%s: %s\n", endpoint, zmq_strerror(zmq_errno()));
-        status = MLA_ENDPOINT;
-        goto fail;
-    }
-    size_t bytes = sizeof channel->endpoint;
-    if (zmq_getsockopt(channel->socket, ZMQ_LAST_ENDPOINT, channel->endpoint, &bytes) != 0) {
-        status = MLA_ENDPOINT;
-        goto fail;
-    }
-    *out = channel;
-    return MLA_OK;
-fail:
-    mla_channel_destroy(&channel);
-    return status;
-}
-
 enum mla_status mla_channel_bind(struct mla_channel_context *context, const char *endpoint,
                                  const struct mla_channel_options *options,
                                  struct mla_channel **out)
 {
-    return channel_create(context, endpoint, options, true, out);
+    return mla_channel_open(context, endpoint, options, true, out);
 }
 
 enum mla_status mla_channel_connect(struct mla_channel_context *context, const char *endpoint,
                                     const struct mla_channel_options *options,
                                     struct mla_channel **out)
 {
-    return channel_create(context, endpoint, options, false, out);
+    return mla_channel_open(context, endpoint, options, false, out);
 }
 
 void mla_channel_destroy(struct mla_channel **channel_at)
@@ -281,6 +128,56 @@ static void payload_sent(void *data, void *blob)
 {
     (void)data;
     mla_blob_drop(blob);
+}
+
+static void watched_payload_sent(void *data, void *hint)
+{
+    struct sending *sending = hint;
+    struct mla_channel_context *context = sending->context;
+    (void)data;
+    mla_blob_drop(sending->blob);
+    if (sending->sent)
+        atomic_fetch_add(sending->sent, 1);
+    pthread_mutex_lock(&context->lock);
+    sending->next = context->sendings;
+    context->sendings = sending;
+    pthread_mutex_unlock(&context->lock);
+}
+
+static struct sending *sending_create(struct mla_channel *channel, const struct mla_peer *peer,
+                                      struct mla_blob *payload)
+{
+    struct mla_channel_context *context = channel->context;
+    pthread_mutex_lock(&context->lock);
+    struct sending *sending = context->sendings;
+    if (sending)
+        context->sendings = sending->next;
+    pthread_mutex_unlock(&context->lock);
+    if (!sending)
+        sending = malloc(sizeof *sending);
+    if (sending)
+        *sending =
+            (struct sending){.blob = payload,
+                             .sent = mla_crowd_submit(channel->crowd, peer->fd, mla_now_ns()),
+                             .context = context};
+    return sending;
+}
+
+/* The payload's frame, which holds it until it is sent. */
+static enum mla_status wrap(struct mla_channel *channel, const struct mla_peer *peer,
+                            struct mla_blob *payload, size_t offset, size_t bytes,
+                            zmq_msg_t *message)
+{
+    void *hint = payload;
+    bool watched = channel->crowd && peer->fd >= 0;
+    if (watched && !(hint = sending_create(channel, peer, payload)))
+        return MLA_MEMORY;
+    mla_blob_hold(payload);
+    if (zmq_msg_init_data(message, payload->data + offset, bytes,
+                          watched ? watched_payload_sent : payload_sent, hint) == 0)
+        return MLA_OK;
+    (watched ? watched_payload_sent : payload_sent)(NULL, hint);
+    return MLA_MEMORY;
 }
 
 static enum mla_status send_failure(void)
@@ -324,9 +221,8 @@ enum mla_status mla_channel_send(struct mla_channel *channel, const struct mla_p
 
     assert(offset <= payload->bytes && bytes <= payload->bytes - offset);
     zmq_msg_t message;
-    if (zmq_msg_init_data(&message, payload->data + offset, bytes, payload_sent, payload) != 0)
-        return MLA_MEMORY;
-    mla_blob_hold(payload);
+    if ((status = wrap(channel, peer, payload, offset, bytes, &message)) != MLA_OK)
+        return status;
     while (zmq_msg_send(&message, channel->socket, ZMQ_DONTWAIT) < 0) {
         if (zmq_errno() != EINTR) {
             status = send_failure();
@@ -394,6 +290,13 @@ static enum mla_status receive_event(struct mla_channel *channel, uint16_t *even
     return MLA_OK;
 }
 
+static void count_failure(struct mla_channel *channel, uint16_t event)
+{
+    channel->refused += event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+    channel->handshakes += event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ||
+                           event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+}
+
 /* All news of a server's connections. A connection is told to be there before its first message,
  * and its end before the next one at its descriptor: one thread of ZeroMQ does all of it. */
 static enum mla_status read_news(struct mla_channel *channel)
@@ -403,10 +306,16 @@ static enum mla_status read_news(struct mla_channel *channel)
     enum mla_status status;
     while ((status = mla_connections_reserve(channel->connections)) == MLA_OK &&
            (status = receive_event(channel, &event, &fd)) == MLA_OK) {
-        if (event == ZMQ_EVENT_ACCEPTED)
+        count_failure(channel, event);
+        if (event == ZMQ_EVENT_ACCEPTED) {
             mla_connections_accepted(channel->connections, fd);
-        else if (event == ZMQ_EVENT_DISCONNECTED)
+            if (channel->crowd)
+                mla_crowd_opened(channel->crowd, fd, mla_now_ns());
+        } else if (event == ZMQ_EVENT_DISCONNECTED) {
             mla_connections_closed(channel->connections, fd);
+            if (channel->crowd)
+                mla_crowd_closed(channel->crowd, fd);
+        }
     }
     return status == MLA_AGAIN ? MLA_OK : status;
 }
@@ -419,7 +328,18 @@ static enum mla_status number_peer(struct mla_channel *channel, struct mla_peer 
     if (!mla_connections_is_known(channel->connections, peer))
         status = read_news(channel);
     *from_nobody = !mla_connections_number(channel->connections, peer);
+    if (channel->crowd && !*from_nobody)
+        mla_crowd_heard(channel->crowd, peer->fd, peer->number);
     return status;
+}
+
+/* What ZeroMQ knows of the connection that channel->head came over. */
+static void identify(struct mla_channel *channel, struct mla_peer *peer)
+{
+    peer->fd = zmq_msg_get(&channel->head, ZMQ_SRCFD);
+    const char *user = channel->context->guard ? zmq_msg_gets(&channel->head, "User-Id") : NULL;
+    if (user)
+        snprintf(peer->user, sizeof peer->user, "%s", user);
 }
 
 static enum mla_status receive_head(struct mla_channel *channel, struct mla_incoming *incoming)
@@ -434,7 +354,7 @@ static enum mla_status receive_head(struct mla_channel *channel, struct mla_inco
     incoming->head = zmq_msg_data(&channel->head);
     incoming->head_bytes = zmq_msg_size(&channel->head);
     if (channel->server)
-        incoming->peer.fd = zmq_msg_get(&channel->head, ZMQ_SRCFD);
+        identify(channel, &incoming->peer);
     return MLA_OK;
 }
 
@@ -500,12 +420,45 @@ enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t 
     uint16_t event = 0;
     bool nothing = is_nothing(&channel->news);
     *number = 0;
-    if (!channel->server)
-        return nothing ? MLA_AGAIN : receive_event(channel, &event, fd);
-    enum mla_status status = nothing ? MLA_OK : read_news(channel);
+    enum mla_status status = MLA_OK;
+    if (!channel->server) {
+        if (nothing)
+            return MLA_AGAIN;
+        while (event != ZMQ_EVENT_DISCONNECTED &&
+               (status = receive_event(channel, &event, fd)) == MLA_OK)
+            count_failure(channel, event);
+        return status;
+    }
+    status = nothing ? MLA_OK : read_news(channel);
     if (status != MLA_OK)
         return status;
     return mla_connections_next_ended(channel->connections, fd, number) ? MLA_OK : MLA_AGAIN;
+}
+
+void mla_channel_counts(const struct mla_channel *channel, struct mla_channel_counts *out)
+{
+    *out =
+        (struct mla_channel_counts){.refused = channel->refused, .handshakes = channel->handshakes};
+    if (channel->crowd)
+        mla_crowd_count(channel->crowd, &out->connections);
+}
+
+void mla_channel_tend(struct mla_channel *channel)
+{
+    if (channel->crowd)
+        mla_crowd_tend(channel->crowd, mla_now_ns());
+}
+
+void mla_channel_relieve(struct mla_channel *channel, bool all)
+{
+    if (channel->crowd)
+        mla_crowd_relieve(channel->crowd, all);
+}
+
+void mla_channel_cut(struct mla_channel *channel, const struct mla_peer *peer)
+{
+    if (channel->crowd)
+        mla_crowd_cut(channel->crowd, peer->fd, peer->number);
 }
 
 static bool has_input(void *socket)

@@ -1,20 +1,24 @@
-/* Messages over ZeroMQ: one head frame and at most one payload frame. The only place that knows
- * ZeroMQ. A channel belongs to one thread. */
+/* Messages over ZeroMQ: one head frame and at most one payload frame. With guard and keys the only
+ * place that knows ZeroMQ. A channel belongs to one thread. */
 #ifndef MLA_COMM_CHANNEL_H
 #define MLA_COMM_CHANNEL_H
 
 #include "comm/blob.h"
+#include "comm/crowd.h"
+#include "comm/keys.h"
 #include "proto/status.h"
 
 #include <stdbool.h>
 
 #define MLA_PEER_BYTES_MAX 255
 
-/* Who is at the other end of a server's channel: the routing id, and the connection. Descriptors
- * are used again, numbers are not. */
+/* Who is at the other end of a server's channel: the routing id, the connection, and the name of
+ * the key that it proved to have ("": the channel has no keys). Descriptors are used again, numbers
+ * are not. */
 struct mla_peer {
     uint8_t size;
     uint8_t id[MLA_PEER_BYTES_MAX];
+    char user[MLA_USER_BYTES_MAX];
     int fd;
     uint64_t number;
 };
@@ -31,6 +35,11 @@ struct mla_channel_options {
     uint64_t frame_bytes_max; /* a larger frame ends the connection */
     int linger_ms;            /* how long the context's end waits for what is not sent yet */
     bool spin;                /* waiting looks again and again and takes a core, see below */
+    /* CURVE: encrypted, and both ends prove their keys before any message. NULL: in the clear.
+     * A server also says who may connect. Both are copied. */
+    const struct mla_keys *keys;
+    const struct mla_key_list *allowed;
+    struct mla_crowd_limits limits; /* of a server's peers; all 0: none */
 };
 
 /* A server's end: binds "tcp://address:port" (port * picks one) or "ipc:///path". MLA_ENDPOINT
@@ -69,6 +78,20 @@ enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_inco
 /* The next connection that has ended: its descriptor and (of a server's end) its number. MLA_AGAIN:
  * none. */
 enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number);
+
+/* What became of connections so far, as mla_channel_gone has seen it. */
+struct mla_channel_counts {
+    uint64_t refused;    /* for a key that is not allowed: the peer's, or on a client's end ours */
+    uint64_t handshakes; /* broken off: no key, another server's, another protocol, too slow */
+    struct mla_crowd_counts connections; /* only of a channel with limits */
+};
+void mla_channel_counts(const struct mla_channel *channel, struct mla_channel_counts *out);
+/* On a server's channel with limits; about twice a second, after mla_channel_gone had no more. */
+void mla_channel_tend(struct mla_channel *channel);
+/* As mla_crowd_relieve. */
+void mla_channel_relieve(struct mla_channel *channel, bool all);
+/* Ends a peer's connection; mla_channel_gone tells when it has ended. */
+void mla_channel_cut(struct mla_channel *channel, const struct mla_peer *peer);
 
 /* Waits until a channel has something to receive (or a connection ended) or timeout_ms passed
  * (-1: for ever). MLA_OK also on timeout and signals. At most 8 channels. What it saw to be empty

@@ -16,6 +16,7 @@ struct mla_core_options {
     uint64_t kv_memory_bytes;     /* of one rank; 0: as much as the workers offer */
     uint32_t context_max;         /* 0: the model's */
     uint32_t sequences_max;       /* of one group */
+    uint32_t clients_max;
     uint32_t steps_open_max;
     uint32_t step_tokens_max;
     uint32_t runs_queued_max; /* RUN requests of one client in flight */

@@ -266,6 +266,17 @@ static enum mla_status send_work(struct mla_core *core, uint32_t group_index, ui
     return MLA_OK;
 }
 
+/* Which of the sizes for decode the microbatch was padded to; MLA_DECODE_BUCKETS_MAX: none. */
+static uint32_t bucket_of(const struct group *group, const struct mla_plan_microbatch *microbatch)
+{
+    if (!group->plan.pad_to_bucket || microbatch->kind != MLA_DECODE)
+        return MLA_DECODE_BUCKETS_MAX;
+    uint32_t bucket = 0;
+    while (group->plan.buckets[bucket] < microbatch->rows)
+        bucket++;
+    return bucket;
+}
+
 static void start_work(struct mla_core *core, uint32_t group_index, uint32_t run_index)
 {
     struct group *group = &core->groups[group_index];
@@ -282,6 +293,11 @@ static void start_work(struct mla_core *core, uint32_t group_index, uint32_t run
     if (--run->waiting == 0)
         unqueue(core, run_index);
     core->stats.microbatches++;
+    const struct mla_plan_microbatch *rows =
+        &core->steps[run->step].plans[group_index].microbatches[microbatch];
+    mla_metrics_microbatch(&core->metrics,
+                           rows->kind == MLA_DECODE ? MLA_PHASE_DECODE : MLA_PHASE_PREFILL,
+                           rows->rows, rows->padded, bucket_of(group, rows));
     if (send_work(core, group_index, run_index, microbatch, work->number) != MLA_OK) {
         /* Some ranks have it and others never will. */
         group->doomed = "no memory for a payload";
@@ -334,6 +350,9 @@ static void run_finish(struct mla_core *core, uint32_t index)
                                          .gathered_ns = span_ns(run->done_ns, now_ns)}};
     size_t bytes = step->rows * row_bytes(core, run->reply_dtype);
     core->stats.bytes_out += bytes;
+    mla_metrics_run(&core->metrics,
+                    step->opened.prefill_rows > 0 ? MLA_PHASE_PREFILL : MLA_PHASE_DECODE,
+                    now_ns - run->received_ns);
     session_reply(core, run->session, MLA_RUN, run->request_id, run->output, 0, bytes);
     run_release(core, index);
 }

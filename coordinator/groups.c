@@ -98,6 +98,7 @@ static void group_clear(struct mla_core *core, struct group *group)
 void group_lose(struct mla_core *core, uint32_t index, enum mla_status status, const char *why)
 {
     struct group *group = &core->groups[index];
+    core->metrics.lost[index]++;
     fprintf(stderr, "group %u (epoch %llu) is lost: %s\n", index, (unsigned long long)group->epoch,
             why);
     if (group->state == GROUP_READY) {
@@ -166,6 +167,7 @@ static void adopt(struct mla_core *core, uint32_t index)
         return;
     }
     group->epoch = ++core->epoch;
+    core->metrics.adopted[index]++;
     group->plan = options->plan;
     group->plan.ranks = group->ranks;
     group->plan.pad_to_bucket =

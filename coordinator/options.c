@@ -28,9 +28,20 @@ static const char help[] =
     "  --step-tokens-max N     new tokens of one step (8192)\n"
     "  --runs-queued-max N     RUN requests of one client in flight; beyond is BUSY (64)\n"
     "  --credits N             microbatches in flight to one group (8)\n"
+    "  --clients-max N         clients at a time; beyond is BUSY (256)\n"
     "  --payload-memory BYTES  bound on payloads held; beyond is BUSY (2G)\n"
     "  --payload auto|inline   inline: no shared memory, also with clients of this host (auto)\n"
     "  --region-memory BYTES   bound on shared memory of all clients; beyond is BUSY (4G)\n"
+    "  --frame-bytes-max BYTES a larger frame ends its connection (what --step-tokens-max rows\n"
+    "                          take in f32 at a hidden size of 8192)\n"
+    "  --memory-max BYTES      bound on address space; clients that send without end are dropped\n"
+    "                          before (--payload-memory + 16G above what start-up takes)\n"
+    "  --metrics ADDRESS:PORT  serve /metrics (Prometheus) and /healthz there, over HTTP, to\n"
+    "                          everybody who can reach it (nowhere)\n"
+    "  --curve-keys DIR        keys of mla-keys: tcp endpoints are encrypted and take only those\n"
+    "                          keys that clients.allow and workers.allow name\n"
+    "  --insecure              allow tcp endpoints that other hosts can reach without keys, and\n"
+    "                          ipc endpoints in folders that other users can enter\n"
     "  --spin                  look for messages without sleeping, which saves waking up in every\n"
     "                          RUN: takes a whole core, also of an idle service\n"
     "  --heartbeat-ms N        workers send a heartbeat so often (200)\n"
@@ -52,6 +63,11 @@ enum option_id {
     OPTION_PAYLOAD,
     OPTION_REGION_MEMORY,
     OPTION_SPIN,
+    OPTION_FRAME_BYTES,
+    OPTION_MEMORY,
+    OPTION_KEYS,
+    OPTION_METRICS,
+    OPTION_INSECURE,
     OPTION_HELP,
     OPTION_NUMBER, /* the first of those in `numbers` */
 };
@@ -73,6 +89,7 @@ static bool set_number(struct mla_core_options *core, int number, const char *te
         &core->heartbeat_ms,
         &core->heartbeat_timeout_ms,
         &core->run_timeout_ms,
+        &core->clients_max,
     };
     uint64_t value = 0;
     if (!mla_parse_number(text, 0, UINT32_MAX, &value))
@@ -91,6 +108,11 @@ static const struct option options[] = {
     {"payload", required_argument, NULL, OPTION_PAYLOAD},
     {"region-memory", required_argument, NULL, OPTION_REGION_MEMORY},
     {"spin", no_argument, NULL, OPTION_SPIN},
+    {"frame-bytes-max", required_argument, NULL, OPTION_FRAME_BYTES},
+    {"memory-max", required_argument, NULL, OPTION_MEMORY},
+    {"metrics", required_argument, NULL, OPTION_METRICS},
+    {"curve-keys", required_argument, NULL, OPTION_KEYS},
+    {"insecure", no_argument, NULL, OPTION_INSECURE},
     {"help", no_argument, NULL, OPTION_HELP},
     {"groups", required_argument, NULL, OPTION_NUMBER},
     {"decode-tokens-max", required_argument, NULL, OPTION_NUMBER + 1},
@@ -105,6 +127,7 @@ static const struct option options[] = {
     {"heartbeat-ms", required_argument, NULL, OPTION_NUMBER + 10},
     {"heartbeat-timeout-ms", required_argument, NULL, OPTION_NUMBER + 11},
     {"run-timeout-ms", required_argument, NULL, OPTION_NUMBER + 12},
+    {"clients-max", required_argument, NULL, OPTION_NUMBER + 13},
     {0},
 };
 
@@ -136,6 +159,20 @@ static bool set(void *context, int id, const char *text)
         return out->payload_inline || strcmp(text, "auto") == 0;
     case OPTION_REGION_MEMORY:
         return mla_parse_bytes(text, &out->core.region_bytes_max);
+    case OPTION_FRAME_BYTES:
+        return mla_parse_bytes(text, &out->frame_bytes_max) && out->frame_bytes_max > 65535 &&
+               out->frame_bytes_max <= MLA_PAYLOAD_BYTES_MAX;
+    case OPTION_MEMORY:
+        return mla_parse_bytes(text, &out->memory_bytes_max) && out->memory_bytes_max > 0;
+    case OPTION_KEYS:
+        out->curve_keys = text;
+        return *text != '\0';
+    case OPTION_METRICS:
+        out->metrics = text;
+        return *text != '\0';
+    case OPTION_INSECURE:
+        out->insecure = true;
+        return true;
     default:
         return set_number(&out->core, id - OPTION_NUMBER, text);
     }

@@ -55,6 +55,7 @@ void session_reply(struct mla_core *core, uint32_t index, uint16_t type, uint64_
 static void set_failure(struct mla_core *core, const struct failure *failure)
 {
     core->stats.errors++;
+    mla_metrics_error(&core->metrics, failure->status);
     core->reply.header.status = failure->status;
     core->reply.header.index = failure->index;
     memcpy(core->reply.u.sentence, failure->sentence, sizeof core->reply.u.sentence);
@@ -101,9 +102,9 @@ void session_end(struct mla_core *core, uint32_t index)
 static uint32_t session_create(struct mla_core *core, const struct mla_peer *peer)
 {
     uint32_t index = 0;
-    while (index < MLA_CLIENTS_MAX && core->sessions[index].used)
+    while (index < core->options.clients_max && core->sessions[index].used)
         index++;
-    if (index == MLA_CLIENTS_MAX)
+    if (index == core->options.clients_max)
         return NONE;
     core->sessions[index] = (struct session){
         .used = true, .peer = *peer, .sequence_first = NONE, .run_first = NONE, .run_last = NONE};
@@ -242,6 +243,7 @@ void mla_core_client_message(struct mla_core *core, const struct mla_incoming *i
     const struct mla_header *header = &core->request.header;
     uint16_t type = header->type;
     uint64_t request_id = header->request_id;
+    mla_metrics_request(&core->metrics, type);
     if (status != MLA_OK)
         (void)fail_with(&failure, status, header->index, "%s", mla_status_sentence(status));
     else
@@ -254,7 +256,7 @@ void mla_core_client_message(struct mla_core *core, const struct mla_incoming *i
     if (status == MLA_OK && session == NONE &&
         (session = session_create(core, &incoming->peer)) == NONE)
         status = fail_with(&failure, MLA_BUSY, MLA_INDEX_NONE, "%u clients are connected",
-                           MLA_CLIENTS_MAX);
+                           core->options.clients_max);
 
     if (status != MLA_AGAIN) /* else it is answered when the workers have done it */
         respond(core, session, &incoming->peer, type, request_id, status, &failure);

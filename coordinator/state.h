@@ -5,6 +5,7 @@
 
 #include "coordinator/core.h"
 #include "coordinator/ledger.h"
+#include "coordinator/metrics.h"
 #include "proto/worker_message.h"
 
 #define NONE     UINT32_MAX
@@ -133,6 +134,7 @@ struct mla_core {
     size_t input_bytes;    /* payloads of clients held */
     uint64_t region_bytes; /* of all regions */
     struct mla_stats stats;
+    struct mla_metrics metrics;
 
     bool model_known;
     struct mla_join model; /* dims and layers of the service */

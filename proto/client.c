@@ -554,6 +554,18 @@ enum mla_status mla_client_poll(struct mla_client *client, int timeout_ms,
 
 /* ---- Connection */
 
+/* Whether there is no use in trying again; looks at the attempts to connect that failed. */
+static bool is_refused(struct mla_client *client, bool *differs)
+{
+    struct mla_channel_counts counts;
+    int fd = -1;
+    uint64_t number = 0;
+    while (mla_channel_gone(client->channel, &fd, &number) == MLA_OK) {}
+    mla_channel_counts(client->channel, &counts);
+    *differs = counts.handshakes > 0;
+    return counts.refused > 0;
+}
+
 /* The first HELLO: again and again while nobody is there or no group is ready. */
 static enum mla_status say_hello(struct mla_client *client)
 {
@@ -569,7 +581,12 @@ static enum mla_status say_hello(struct mla_client *client)
         }
         if (status != MLA_AGAIN && status != MLA_NOT_READY)
             return status;
+        bool differs = false;
+        if (status == MLA_AGAIN && is_refused(client, &differs))
+            return fail(client, MLA_CLOSED, "the service does not allow this key");
         int64_t left_ms = deadline_ms - now_ms();
+        if (left_ms <= retry_ms && differs)
+            return fail(client, MLA_TIMEOUT, "the service there has other keys, or none");
         if (left_ms <= retry_ms)
             return fail(client, MLA_TIMEOUT,
                         status == MLA_AGAIN ? "nobody is there" : mla_status_sentence(status));
@@ -580,9 +597,10 @@ static enum mla_status say_hello(struct mla_client *client)
 enum mla_status mla_client_connect(const char *endpoint, const struct mla_client_options *options,
                                    struct mla_client **out)
 {
-    const struct mla_channel_options channel_options = {.queue_max = QUEUE_MAX,
-                                                        .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX,
-                                                        .spin = options && options->spin};
+    struct mla_channel_options channel_options = {.queue_max = QUEUE_MAX,
+                                                  .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX,
+                                                  .spin = options && options->spin};
+    struct mla_keys keys;
     struct mla_client *client = calloc(1, sizeof *client);
     if (!client)
         return MLA_MEMORY;
@@ -592,7 +610,10 @@ enum mla_status mla_client_connect(const char *endpoint, const struct mla_client
         client->slots[i].x.release = x_release;
         sem_init(&client->slots[i].x_free, 0, 0);
     }
-    enum mla_status status = mla_channel_context_create(&client->context);
+    enum mla_status status = mla_keys_for(endpoint, options ? options->curve_keys : NULL, "client",
+                                          &keys, &channel_options.keys);
+    if (status == MLA_OK)
+        status = mla_channel_context_create(&client->context);
     if (status != MLA_OK)
         goto fail;
     status = mla_channel_connect(client->context, endpoint, &channel_options, &client->channel);

@@ -16,11 +16,14 @@ struct mla_client_options {
     int timeout_ms;      /* of connecting and of each synchronous call; 0: 30000 */
     bool payload_inline; /* no shared memory, also where there could be */
     bool spin;           /* wait for replies without sleeping: takes a core while it waits */
+    /* For a service on tcp with keys: a folder with client.key and server.pub, as mla-keys makes
+     * it. NULL: none. */
+    const char *curve_keys;
 };
 
 /* Connects to "tcp://host:port" or "ipc:///path" and says HELLO; waits until a group is ready or
- * timeout_ms has passed. options may be NULL. MLA_ENDPOINT, MLA_TIMEOUT, MLA_CLOSED, MLA_MEMORY,
- * MLA_VERSION. */
+ * timeout_ms has passed. options may be NULL. MLA_OPTION (keys), MLA_ENDPOINT, MLA_TIMEOUT,
+ * MLA_CLOSED, MLA_MEMORY, MLA_VERSION. */
 enum mla_status mla_client_connect(const char *endpoint, const struct mla_client_options *options,
                                    struct mla_client **out);
 /* Open steps are aborted and sequences freed by the coordinator. */

@@ -28,6 +28,8 @@
 #define MLA_CREDITS_MAX           64u       /* microbatches in flight to one group */
 #define MLA_SENTENCE_BYTES_MAX    256u      /* error sentence */
 #define MLA_ENDPOINT_BYTES_MAX    256u
+#define MLA_KEYS_MAX              1024u /* keys that may connect to one endpoint */
+#define MLA_USER_BYTES_MAX        32u   /* a key's name, with its zero */
 #define MLA_REGION_TOKEN_BYTES    16u
 #define MLA_REGION_PATH_BYTES_MAX 107u /* what a unix socket's address holds */
 #define MLA_REGION_ALIGNMENT      16u  /* of payloads in a region */

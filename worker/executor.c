@@ -35,6 +35,7 @@ static enum mla_status on_adopt(struct executor *executor)
     life->adopt = executor->incoming.u.adopt;
     life->adopted = true;
     struct mla_heartbeat_options beat = {.coordinator = executor->options->coordinator,
+                                         .keys = executor->options->keys,
                                          .epoch = life->adopt.epoch,
                                          .group = executor->options->group,
                                          .rank = executor->shard->rank,

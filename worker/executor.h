@@ -5,10 +5,12 @@
 #define MLA_WORKER_EXECUTOR_H
 
 #include "comm/collective.h"
+#include "comm/keys.h"
 #include "worker/graphs.h"
 
 struct mla_executor_options {
-    const char *coordinator; /* endpoint for workers */
+    const char *coordinator;     /* endpoint for workers */
+    const struct mla_keys *keys; /* for it, or NULL */
     uint32_t group;
     uint32_t local_ranks; /* of this job on this host */
     uint64_t job;         /* the same on all ranks of this mpirun job, another next time */

@@ -103,7 +103,8 @@ enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
     struct mla_heartbeat_thread *self = calloc(1, sizeof *self);
     if (!self)
         return MLA_MEMORY;
-    struct mla_channel_options limits = {.queue_max = 4, .frame_bytes_max = 4096};
+    struct mla_channel_options limits = {
+        .queue_max = 4, .frame_bytes_max = 4096, .keys = options->keys};
     self->options = *options;
     atomic_store(&self->heard_ns, mla_now_ns());
     self->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

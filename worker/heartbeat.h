@@ -3,10 +3,12 @@
 #ifndef MLA_WORKER_HEARTBEAT_H
 #define MLA_WORKER_HEARTBEAT_H
 
+#include "comm/keys.h"
 #include "worker/watchdog.h"
 
 struct mla_heartbeat_options {
     const char *coordinator;
+    const struct mla_keys *keys; /* NULL: none */
     uint64_t epoch;
     uint32_t group, rank, interval_ms;
     struct mla_watch *watch; /* progress is told, an order to end is noted */

@@ -79,7 +79,8 @@ enum mla_status life_begin(struct executor *executor)
 {
     struct mla_channel_options limits = {.queue_max = QUEUE_MAX,
                                          .frame_bytes_max = MLA_PAYLOAD_BYTES_MAX,
-                                         .spin = executor->options->spin};
+                                         .spin = executor->options->spin,
+                                         .keys = executor->options->keys};
     struct life *life = &executor->life;
     enum mla_status status = mla_channel_context_create(&life->context);
     if (status == MLA_OK)

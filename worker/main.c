@@ -103,7 +103,11 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
     struct mla_collective *collective = NULL;
     struct mla_checkpoint checkpoint;
     static struct mla_shard shard;
-    enum mla_status status = open_checkpoint(options, ranks, &checkpoint);
+    struct mla_keys keys;
+    enum mla_status status =
+        mla_keys_for(options->coordinator, options->curve_keys, "worker", &keys, &executor.keys);
+    if (status == MLA_OK)
+        status = open_checkpoint(options, ranks, &checkpoint);
     if (status != MLA_OK)
         return status;
     uint32_t local_rank = 0;

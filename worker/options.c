@@ -16,6 +16,7 @@ static const char help[] =
     "\n"
     "  --coordinator E        the coordinator's endpoint for workers (tcp://127.0.0.1:5756)\n"
     "  --model DIR            checkpoint: config.json and safetensors\n"
+    "  --curve-keys DIR       for a coordinator on tcp with keys: worker.key and server.pub\n"
     "  --group G              which group this is (0)\n"
     "  --layers A-B           layers to serve (all that the checkpoint has)\n"
     "  --backend B            where to compute: cpu, cuda, or auto: cuda where there is a GPU\n"
@@ -58,6 +59,7 @@ enum option_id {
     OPTION_POLL,
     OPTION_SPIN,
     OPTION_TRACE,
+    OPTION_KEYS,
     OPTION_CHECK,
     OPTION_RANKS,
     OPTION_HELP,
@@ -79,6 +81,7 @@ static const struct option options[] = {
     {"poll-us", required_argument, NULL, OPTION_POLL},
     {"spin", no_argument, NULL, OPTION_SPIN},
     {"trace", required_argument, NULL, OPTION_TRACE},
+    {"curve-keys", required_argument, NULL, OPTION_KEYS},
     {"check", no_argument, NULL, OPTION_CHECK},
     {"ranks", required_argument, NULL, OPTION_RANKS},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -175,6 +178,9 @@ static bool set(void *context, int id, const char *text)
         return set_graphs(text, out);
     case OPTION_TRACE:
         out->trace = text;
+        return *text != '\0';
+    case OPTION_KEYS:
+        out->curve_keys = text;
         return *text != '\0';
     case OPTION_KV_FRACTION:
         return set_fraction(text, &out->kv_memory_fraction);

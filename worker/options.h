@@ -7,6 +7,7 @@
 struct mla_worker_options {
     const char *coordinator, *model;
     const char *trace;                /* NULL: none */
+    const char *curve_keys;           /* NULL: none */
     uint32_t group, ranks;            /* ranks: for --check only */
     uint32_t layer_first, layer_last; /* first > last: all */
     uint32_t threads, chunk_rows, connect_timeout_ms, poll_us;

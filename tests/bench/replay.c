@@ -32,6 +32,7 @@ static const char usage[] =
     "  --limit N             only the first N requests\n"
     "  --prefill-budget N    prompt tokens of one step (512)\n"
     "  --payload auto|inline inline: no shared memory, also on the service's host (auto)\n"
+    "  --curve-keys DIR      for a service on tcp with keys: client.key and server.pub\n"
     "  --lanes N             N schedulers side by side, each with a connection and its share of\n"
     "                        the requests: one lane's step computes while another's travels (1)\n"
     "  --halves              each step's decodes and prompt chunks as two steps, one after the\n"
@@ -132,12 +133,19 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
                                     bool *help)
 {
     static const struct option known[] = {
-        {"trace", required_argument, NULL, 't'},  {"endpoint", required_argument, NULL, 'e'},
-        {"layers", required_argument, NULL, 'l'}, {"concurrency", required_argument, NULL, 'c'},
-        {"limit", required_argument, NULL, 'n'},  {"prefill-budget", required_argument, NULL, 'p'},
-        {"json", required_argument, NULL, 'j'},   {"payload", required_argument, NULL, 'P'},
-        {"lanes", required_argument, NULL, 'L'},  {"halves", no_argument, NULL, 'H'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+        {"trace", required_argument, NULL, 't'},
+        {"endpoint", required_argument, NULL, 'e'},
+        {"layers", required_argument, NULL, 'l'},
+        {"concurrency", required_argument, NULL, 'c'},
+        {"limit", required_argument, NULL, 'n'},
+        {"prefill-budget", required_argument, NULL, 'p'},
+        {"json", required_argument, NULL, 'j'},
+        {"payload", required_argument, NULL, 'P'},
+        {"curve-keys", required_argument, NULL, 'k'},
+        {"lanes", required_argument, NULL, 'L'},
+        {"halves", no_argument, NULL, 'H'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     struct mla_replay_options options = {.prefill_budget = 512, .lanes = 1};
     int option;
@@ -161,6 +169,9 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
             break;
         case 'p':
             ok = read_number("prefill-budget", MLA_STEP_TOKENS_MAX, &options.prefill_budget);
+            break;
+        case 'k':
+            options.curve_keys = optarg;
             break;
         case 'P':
             ok = mla_payload_option("mla-bench", optarg, &options.payload_inline);

@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 struct mla_replay_options {
-    const char *trace, *endpoint, *json;
+    const char *trace, *endpoint, *json, *curve_keys;
     uint32_t layers, concurrency, limit, prefill_budget, lanes;
     bool payload_inline, halves;
 };

@@ -302,7 +302,7 @@ Test(hostile, connections_that_say_nothing)
     expect_service();
 }
 
-/* It asks and asks and never reads: only it is dropped, though its connection stands. */
+/* It asks and asks and never reads: its connection is cut off, and nobody else's. */
 Test(hostile, a_client_that_does_not_read)
 {
     int fd = mla_zmtp_connect(endpoint);
@@ -313,8 +313,10 @@ Test(hostile, a_client_that_does_not_read)
     encode(MLA_OPEN, 0);
     cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, false));
     encode(MLA_STATS, 0);
-    for (int i = 0; i < 30000; i++)
-        cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, false));
+    int sent = 0;
+    while (sent < 100000 && mla_zmtp_send(fd, frame.data, frame.bytes, false))
+        sent++;
+    cr_expect_lt(sent, 100000, "it is never cut off");
     expect_service();
     close(fd);
 }

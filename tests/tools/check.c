@@ -20,6 +20,7 @@ static const char usage[] =
     "  --tolerance T       of a sequence; a single row may have 10 T (1e-5; with bf16 1e-2)\n"
     "  --reply-dtype D     dtype of the outputs (f32)\n"
     "  --payload D         auto, or inline: no shared memory, also on the service's host (auto)\n"
+    "  --curve-keys DIR    for a service on tcp with keys: client.key and server.pub\n"
     "\n"
     "Ends with 0 when all cuts are within the tolerance, 1 when not, 2 for wrong options, 3 or 4\n"
     "for a wrong case, 5 for a wrong endpoint, 7 when the service does not answer.\n";
@@ -27,7 +28,7 @@ static const char usage[] =
 static const double bf16_tolerance = 1e-2;
 
 struct options {
-    const char *dir, *endpoint;
+    const char *dir, *endpoint, *curve_keys;
     double tolerance; /* 0: the dtype's own */
     enum mla_dtype reply_dtype;
     bool payload_inline;
@@ -47,6 +48,7 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
         {"tolerance", required_argument, NULL, 't'},
         {"reply-dtype", required_argument, NULL, 'r'},
         {"payload", required_argument, NULL, 'p'},
+        {"curve-keys", required_argument, NULL, 'k'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
@@ -62,6 +64,9 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
             options.tolerance = strtod(optarg, &end);
             if (end == optarg || *end || !(options.tolerance > 0) || !isfinite(options.tolerance))
                 return refuse_option("--tolerance must be a positive number, not ", optarg);
+            break;
+        case 'k':
+            options.curve_keys = optarg;
             break;
         case 'p':
             if (!mla_payload_option("mla-check", optarg, &options.payload_inline))
@@ -286,7 +291,8 @@ static enum mla_status run(const struct options *options, struct check *check, b
         return status;
     }
     struct mla_client_options client_options = {.timeout_ms = CHECK_TIMEOUT_MS,
-                                                .payload_inline = options->payload_inline};
+                                                .payload_inline = options->payload_inline,
+                                                .curve_keys = options->curve_keys};
     status = mla_client_connect(options->endpoint, &client_options, &check->client);
     if (status != MLA_OK) /* the client has said why */
         return status;

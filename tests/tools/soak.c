@@ -25,12 +25,13 @@ static const char usage[] =
     "  --rows N         rows of a RUN (16)\n"
     "  --in-flight N    RUNs at a time (4)\n"
     "  --payload P      auto, or inline: no shared memory, also on the service's host (auto)\n"
+    "  --curve-keys DIR for a service on tcp with keys: client.key and server.pub\n"
     "\n"
     "Ends with 0 when all outputs are alike and nothing is left, 1 when not, 2 for wrong options,\n"
     "7 when the service does not answer.\n";
 
 struct options {
-    const char *endpoint;
+    const char *endpoint, *curve_keys;
     uint64_t runs, rows, in_flight;
     bool payload_inline;
 };
@@ -187,7 +188,8 @@ static enum mla_status run(struct soak *soak, bool *ok)
 {
     const struct options *options = &soak->options;
     struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS,
-                                                .payload_inline = options->payload_inline};
+                                                .payload_inline = options->payload_inline,
+                                                .curve_keys = options->curve_keys};
     enum mla_status status = mla_client_connect(options->endpoint, &client_options, &soak->client);
     if (status != MLA_OK) /* the client has said why */
         return status;
@@ -247,13 +249,10 @@ static bool read_number(const char *name, uint64_t most, uint64_t *out)
 static enum mla_status read_options(int argc, char **argv, struct options *out, bool *help)
 {
     static const struct option known[] = {
-        {"endpoint", required_argument, NULL, 'e'},
-        {"runs", required_argument, NULL, 'n'},
-        {"rows", required_argument, NULL, 'r'},
-        {"in-flight", required_argument, NULL, 'f'},
-        {"payload", required_argument, NULL, 'p'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+        {"endpoint", required_argument, NULL, 'e'}, {"runs", required_argument, NULL, 'n'},
+        {"rows", required_argument, NULL, 'r'},     {"in-flight", required_argument, NULL, 'f'},
+        {"payload", required_argument, NULL, 'p'},  {"curve-keys", required_argument, NULL, 'k'},
+        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0},
     };
     struct options options = {.rows = 16, .in_flight = 4};
     int option;
@@ -268,6 +267,9 @@ static enum mla_status read_options(int argc, char **argv, struct options *out, 
             break;
         case 'r':
             ok = read_number("rows", MLA_STEP_SEQUENCES_MAX, &options.rows);
+            break;
+        case 'k':
+            options.curve_keys = optarg;
             break;
         case 'p':
             ok = mla_payload_option("mla-soak", optarg, &options.payload_inline);

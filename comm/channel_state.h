@@ -1,0 +1,64 @@
+/* What channel.c and channel_open.c share. */
+#ifndef MLA_COMM_CHANNEL_STATE_H
+#define MLA_COMM_CHANNEL_STATE_H
+
+#include "comm/channel.h"
+
+#include <pthread.h>
+#include <zmq.h>
+
+enum { CHANNELS_MAX = 8, ENDPOINT_BYTES = 512 };
+
+/* A received payload frame. They are kept for reuse, in the context, because the last reference
+ * may go in one of ZeroMQ's threads. */
+struct received {
+    struct mla_blob blob;
+    zmq_msg_t message;
+    struct mla_channel_context *context;
+    struct received *next;
+};
+
+/* A payload on its way to a peer whose reading is watched. Kept for reuse as well. */
+struct sending {
+    struct mla_blob *blob;
+    atomic_uint *sent;
+    struct mla_channel_context *context;
+    struct sending *next;
+};
+
+struct mla_channel_context {
+    void *zmq;
+    struct mla_guard *guard; /* from the first channel with keys on */
+    pthread_mutex_t lock;
+    struct received *kept;
+    struct sending *sendings;
+    uint32_t crowd_count; /* here, because payloads outlive their channel */
+    struct mla_crowd *crowds[CHANNELS_MAX];
+};
+
+/* To look into a socket of ZeroMQ costs it some system calls, so what is known is kept. */
+struct look {
+    bool drained; /* it had nothing, so its descriptor tells when that changes */
+    bool nothing; /* the last wait saw that it still has nothing: holds for one look */
+};
+
+struct mla_channel {
+    struct mla_channel_context *context;
+    void *socket;
+    void *monitor;                       /* tells connections that begin and end */
+    struct mla_connections *connections; /* of a server's end */
+    struct look messages, news;          /* of the one and of the other */
+    bool server, spin;
+    bool head_held;
+    zmq_msg_t head;
+    struct mla_crowd *crowd; /* the context's, or NULL */
+    uint64_t refused, handshakes;
+    char endpoint[ENDPOINT_BYTES];
+};
+
+/* mla_channel_bind and mla_channel_connect. */
+enum mla_status mla_channel_open(struct mla_channel_context *context, const char *endpoint,
+                                 const struct mla_channel_options *options, bool server,
+                                 struct mla_channel **out);
+
+#endif
