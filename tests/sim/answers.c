@@ -103,6 +103,7 @@ static void run_answered(struct sim *sim, struct sim_client *client, const struc
         lane->in_frames = true;
     } else if (status != MLA_BUSY) {
         lane->failed = true;
+        lane->late = lane->late || status == MLA_DEADLINE;
     }
     if (status == MLA_BUSY)
         lane_later(sim, client, request->lane, 500, 5000);

@@ -196,7 +196,8 @@ void client_arrived(struct sim *sim, uint32_t at, struct packet *packet)
         lane_answered(sim, client, &request, &message, packet);
     if (request.shared) { /* who is cut off may still write after GROUP_LOST */
         client->taken[request.input] = false;
-        client->taken[request.output] = header->status == MLA_GROUP_LOST;
+        client->taken[request.output] =
+            header->status == MLA_GROUP_LOST || header->status == MLA_DEADLINE;
     }
     packet_free(packet);
     bool all_done = !sim->faults && client->request_count == 0 && client->greeted;
@@ -268,10 +269,15 @@ void clients_check(struct sim *sim)
         const struct link *link = link_find(sim, client->link);
         if (!link || link->paused || link->dropped || client->request_count == 0)
             continue;
-        const struct request *oldest = &client->requests[0];
-        if (sim->now_ns - oldest->sent_ns > 4 * SIM_S)
-            sim_fail(sim, "client %u has no reply to request %llu of type %u for 4 s", at,
-                     (unsigned long long)oldest->id, oldest->type);
+        for (uint32_t i = 0; i < client->request_count; i++) {
+            const struct request *request = &client->requests[i];
+            uint64_t most_ms =
+                request->type == MLA_RUN ? sim->core_options.run_timeout_ms + 300 : 2000;
+            if (sim->now_ns - request->sent_ns > most_ms * SIM_MS)
+                sim_fail(sim, "client %u has no reply to request %llu of type %u for %llu ms", at,
+                         (unsigned long long)request->id, request->type,
+                         (unsigned long long)most_ms);
+        }
     }
 }
 

@@ -26,6 +26,7 @@ struct lane {
     enum lane_state state;
     uint32_t waiting; /* replies to come, but for those to late repetitions */
     bool opened, failed, closed, quiet_done;
+    bool late;      /* a RUN passed its deadline */
     bool in_frames; /* the workers don't have the region */
     uint64_t step, open_request, close_request;
     enum mla_close_action action;

@@ -55,7 +55,7 @@ static void ask_run(struct sim *sim, struct sim_client *client, uint32_t at, uin
                             .layer = layer,
                             .reply_dtype = reply_dtype,
                             .allowed = BIT(MLA_OK) | BIT(MLA_BUSY) | BIT(MLA_GROUP_LOST) |
-                                       BIT(MLA_STEP_LOST)};
+                                       BIT(MLA_STEP_LOST) | BIT(MLA_DEADLINE)};
     message.header = (struct mla_header){.type = MLA_RUN, .request_id = id};
     message.u.run = (struct mla_run){.step = lane->step,
                                      .layer = layer + 3,
@@ -130,7 +130,7 @@ static void begin_step(struct sim *sim, struct sim_client *client, uint32_t at)
     }
     lane->step = lane->open.step = ++client->steps;
     lane->state = LANE_OPEN;
-    lane->opened = lane->failed = lane->in_frames = false;
+    lane->opened = lane->failed = lane->late = lane->in_frames = false;
     lane->layers_left = (1u << SIM_LAYERS) - 1;
     ask_open(sim, client, at, 0, false);
     if (random_chance(&sim->random, 80)) {
@@ -335,7 +335,8 @@ static void begin_close(struct sim *sim, struct sim_client *client, uint32_t at)
 {
     struct lane *lane = &client->lanes[at];
     lane->state = LANE_CLOSE;
-    lane->action = random_chance(&sim->random, lane->failed ? 200 : 900) ? MLA_COMMIT : MLA_ABORT;
+    lane->action = !lane->late && random_chance(&sim->random, lane->failed ? 200 : 900) ? MLA_COMMIT
+                                                                                        : MLA_ABORT;
     ask_close(sim, client, at, 0, false);
     if (random_chance(&sim->random, 80)) {
         sim->repeats++;

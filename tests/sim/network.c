@@ -85,6 +85,12 @@ struct link *link_find(struct sim *sim, uint64_t number)
     return number != 0 && link->number == number ? link : NULL;
 }
 
+bool link_find_open(struct sim *sim, uint64_t number)
+{
+    const struct link *link = link_find(sim, number);
+    return link && link->open;
+}
+
 static int free_fd(const struct sim *sim)
 {
     for (int fd = 3;; fd++) {
@@ -157,7 +163,7 @@ static void arrive_down(struct sim *sim, uint64_t number, uint64_t unused)
     else if (link->kind == LINK_CLIENT)
         client_arrived(sim, link->owner, packet);
     else
-        job_arrived(sim, link->owner, packet);
+        job_arrived(sim, link, packet);
 }
 
 enum mla_status link_send_down(struct sim *sim, const struct mla_peer *peer, const void *head,
@@ -167,8 +173,7 @@ enum mla_status link_send_down(struct sim *sim, const struct mla_peer *peer, con
     struct link *link = link_find(sim, sim_route_of(peer));
     if (!link || link->fd_free)
         return MLA_CLOSED;
-    bool last = ((const uint8_t *)head)[6] == MLA_SHUTDOWN; /* there is always room for it */
-    if ((link->refusing && !last) || (link->paused && link->queued >= SIM_QUEUE_MAX)) {
+    if (link->refusing || (link->paused && link->queued >= SIM_QUEUE_MAX)) {
         link->refusing = false;
         link->dropped = true;
         sim->dropping = true;
@@ -251,7 +256,7 @@ void links_cut_all(struct sim *sim)
             continue;
         if (was.kind == LINK_CLIENT)
             client_link_ended(sim, was.owner, was.number);
-        else if (was.kind == LINK_WORK)
+        else if (was.kind != LINK_SILENT)
             job_link_ended(sim, was.owner, was.kind);
     }
 }

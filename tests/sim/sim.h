@@ -88,7 +88,9 @@ struct sim_slot {
 struct sim_rank {
     bool alive, stopped;
     uint64_t stopped_ns;
-    uint64_t work, beat; /* numbers of links, 0: none */
+    uint64_t work, beat;      /* numbers of links, 0: none */
+    uint64_t epoch, heard_ns; /* 0: not adopted; when the coordinator answered last */
+    bool over;                /* has lost the coordinator, inside a collective */
     uint64_t progress;
     struct packet *inbox, **inbox_last;
     uint64_t kv[SIM_LAYERS][SIM_BLOCKS_MAX][MLA_BLOCK_TOKENS];
@@ -100,10 +102,12 @@ struct sim_rank {
 /* One mpirun job: the ranks of a group, until all are dead. */
 struct sim_job {
     uint64_t number; /* 0: free */
-    uint64_t epoch;
     uint32_t group, ranks;
-    bool computing, ending;
-    bool harmed; /* something was done to it: it may be lost */
+    bool computing, ending, hangs;
+    uint64_t computations;
+    uint64_t closed_epoch; /* a rank has turned back in this one */
+    uint64_t losses;       /* news of its group */
+    bool harmed;           /* something was done to it: it may be lost */
     struct sim_rank rank[SIM_RANKS_MAX];
 };
 
@@ -181,6 +185,7 @@ bool sim_step(struct sim *sim);
 
 struct link *link_connect(struct sim *sim, enum link_kind kind, uint32_t owner);
 struct link *link_find(struct sim *sim, uint64_t number);
+bool link_find_open(struct sim *sim, uint64_t number);
 /* payload: the link's to drop. */
 void link_send(struct sim *sim, struct link *link, const void *head, size_t head_bytes,
                struct mla_blob *payload);
@@ -221,11 +226,23 @@ void rank_check_work(struct sim *sim, const struct sim_rank *rank, const struct 
 void rank_compute(struct sim *sim, struct sim_rank *rank, const struct mla_work *work,
                   const uint64_t *x, uint64_t *out);
 
+/* ---- work.c */
+
+void job_arrived(struct sim *sim, const struct link *link, struct packet *packet); /* takes it */
+void job_go_on(struct sim *sim, struct sim_job *job);
+
 /* ---- worker.c */
 
 void jobs_start(struct sim *sim);
 void job_begin(struct sim *sim, uint64_t group, uint64_t unused);
-void job_arrived(struct sim *sim, uint32_t owner, struct packet *packet); /* takes the packet */
+struct sim_job *job_find(struct sim *sim, uint64_t number);
+uint32_t job_owner(const struct sim_job *job, uint32_t rank);
+void job_say(struct sim *sim, const struct sim_job *job, uint32_t rank,
+             struct mla_worker_message *said, struct mla_blob *payload);
+void job_doom(struct sim *sim, struct sim_job *job, uint32_t delay_ms_max);
+void rank_die(struct sim *sim, struct sim_job *job, uint32_t r);
+void rank_over(struct sim *sim, struct sim_job *job, uint32_t r);
+void job_supervise(struct sim *sim, uint32_t group, bool lost, bool hung);
 void job_link_ended(struct sim *sim, uint32_t owner, enum link_kind kind);
 void jobs_fault(struct sim *sim);
 void jobs_check(struct sim *sim);

@@ -5,21 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct mla_worker_message message;
-
-static struct sim_job *job_find(struct sim *sim, uint64_t number)
+struct sim_job *job_find(struct sim *sim, uint64_t number)
 {
     struct sim_job *job = &sim->jobs[number % SIM_JOBS_MAX];
     return number != 0 && job->number == number ? job : NULL;
 }
 
-static uint32_t owner_of(const struct sim_job *job, uint32_t rank)
+uint32_t job_owner(const struct sim_job *job, uint32_t rank)
 {
     return (uint32_t)(job->number % SIM_JOBS_MAX) * SIM_RANKS_MAX + rank;
 }
 
-static void say(struct sim *sim, const struct sim_job *job, uint32_t rank,
-                struct mla_worker_message *said, struct mla_blob *payload)
+void job_say(struct sim *sim, const struct sim_job *job, uint32_t rank,
+             struct mla_worker_message *said, struct mla_blob *payload)
 {
     uint8_t frame[MLA_WORKER_MESSAGE_BYTES_MAX];
     size_t bytes = 0;
@@ -66,7 +64,7 @@ static void job_end(struct sim *sim, uint64_t number, uint64_t unused)
 }
 
 /* One of its processes ended: the others follow. */
-static void job_doom(struct sim *sim, struct sim_job *job, uint32_t delay_ms_max)
+void job_doom(struct sim *sim, struct sim_job *job, uint32_t delay_ms_max)
 {
     if (job->ending)
         return;
@@ -75,7 +73,7 @@ static void job_doom(struct sim *sim, struct sim_job *job, uint32_t delay_ms_max
     sim_at(sim, random_within(&sim->random, 0, delay_ms_max) * SIM_MS, job_end, job->number, 0);
 }
 
-static void rank_die(struct sim *sim, struct sim_job *job, uint32_t r)
+void rank_die(struct sim *sim, struct sim_job *job, uint32_t r)
 {
     struct sim_rank *rank = &job->rank[r];
     rank->alive = false;
@@ -89,28 +87,13 @@ static void rank_die(struct sim *sim, struct sim_job *job, uint32_t r)
     job_doom(sim, job, 300);
 }
 
-static void beat(struct sim *sim, uint64_t number, uint64_t r)
-{
-    struct sim_job *job = job_find(sim, number);
-    if (!job || !job->rank[r].alive)
-        return;
-    if (!job->rank[r].stopped && job->epoch != 0) {
-        struct mla_worker_message said = {.header = {.type = MLA_HEARTBEAT, .epoch = job->epoch}};
-        said.u.heartbeat = (struct mla_heartbeat){
-            .group = job->group, .rank = (uint32_t)r, .progress = job->rank[r].progress};
-        say(sim, job, (uint32_t)r, &said, NULL);
-    }
-    sim_at(sim, sim->core_options.heartbeat_ms * SIM_MS, beat, number, r);
-}
-
 static void join(struct sim *sim, uint64_t number, uint64_t r)
 {
     struct sim_job *job = job_find(sim, number);
-    if (!job || !job->rank[r].alive)
+    if (!job || !job->rank[r].alive || job->rank[r].work != 0)
         return;
     struct sim_rank *rank = &job->rank[r];
-    rank->work = link_connect(sim, LINK_WORK, owner_of(job, (uint32_t)r))->number;
-    rank->beat = link_connect(sim, LINK_BEAT, owner_of(job, (uint32_t)r))->number;
+    rank->work = link_connect(sim, LINK_WORK, job_owner(job, (uint32_t)r))->number;
     struct mla_worker_message said = {.header = {.type = MLA_JOIN}};
     said.u.join = (struct mla_join){
         .job = job->number,
@@ -122,7 +105,65 @@ static void join(struct sim *sim, uint64_t number, uint64_t r)
         .kv_block_bytes = 1024,
         .layer_count = SIM_LAYERS,
         .layers = {3, 4}};
-    say(sim, job, (uint32_t)r, &said, NULL);
+    job_say(sim, job, (uint32_t)r, &said, NULL);
+}
+
+/* As a rank is before ADOPT. */
+static void rank_reset(struct sim_rank *rank)
+{
+    while (rank->inbox) {
+        struct packet *next = rank->inbox->next;
+        packet_free(rank->inbox);
+        rank->inbox = next;
+    }
+    rank->inbox_last = &rank->inbox;
+    rank->work = rank->beat = rank->epoch = 0;
+    rank->over = false;
+    memset(rank->kv, 0xa5, sizeof rank->kv); /* what was never written is nobody's hash */
+    memset(rank->tables, 0xff, sizeof rank->tables);
+    memset(rank->slots, 0, sizeof rank->slots);
+    memset(rank->mapped, 0, sizeof rank->mapped);
+}
+
+/* The rank has lost the coordinator: it drops all but its weights and joins again. Inside a
+ * collective it gets to know when that is over; before one it turns back, and all do. */
+void rank_over(struct sim *sim, struct sim_job *job, uint32_t r)
+{
+    struct sim_rank *rank = &job->rank[r];
+    rank->over = true;
+    if (job->computing)
+        return;
+    struct link *work = link_find(sim, rank->work);
+    struct link *beats = link_find(sim, rank->beat);
+    if (work)
+        link_close(sim, work, random_chance(&sim->random, 500));
+    if (beats)
+        link_close(sim, beats, false);
+    if (rank->epoch > job->closed_epoch)
+        job->closed_epoch = rank->epoch;
+    sim_trace(sim, "rank %u of job %llu joins again", r, (unsigned long long)job->number);
+    rank_reset(rank);
+    sim_at(sim, random_within(&sim->random, 1, 50) * SIM_MS, join, job->number, r);
+}
+
+static void beat(struct sim *sim, uint64_t number, uint64_t r)
+{
+    struct sim_job *job = job_find(sim, number);
+    if (!job || !job->rank[r].alive)
+        return;
+    struct sim_rank *rank = &job->rank[r];
+    if (!rank->stopped && rank->epoch != 0) {
+        uint64_t silence_ns = sim->now_ns - rank->heard_ns;
+        struct mla_worker_message said = {.header = {.type = MLA_HEARTBEAT, .epoch = rank->epoch}};
+        said.u.heartbeat = (struct mla_heartbeat){
+            .group = job->group, .rank = (uint32_t)r, .progress = rank->progress};
+        job_say(sim, job, (uint32_t)r, &said, NULL);
+        bool silent = silence_ns > sim->core_options.heartbeat_timeout_ms * SIM_MS;
+        if (silent && !job->harmed)
+            sim_fail(sim, "rank %u of group %u is not answered", (uint32_t)r, job->group);
+        if (silent)
+            rank_over(sim, job, (uint32_t)r);
+    }
     sim_at(sim, sim->core_options.heartbeat_ms * SIM_MS, beat, number, r);
 }
 
@@ -146,10 +187,9 @@ void job_begin(struct sim *sim, uint64_t group, uint64_t unused)
     for (uint32_t r = 0; r < job->ranks; r++) {
         struct sim_rank *rank = &job->rank[r];
         rank->alive = true;
-        rank->inbox_last = &rank->inbox;
-        memset(rank->kv, 0xa5, sizeof rank->kv); /* what was never written is nobody's hash */
-        memset(rank->tables, 0xff, sizeof rank->tables);
+        rank_reset(rank);
         sim_at(sim, random_within(&sim->random, 0, 8000) * 1000ull, join, job->number, r);
+        sim_at(sim, sim->core_options.heartbeat_ms * SIM_MS, beat, job->number, r);
     }
     sim_trace(sim, "job %llu of group %u begins", (unsigned long long)job->number, job->group);
 }
@@ -160,166 +200,6 @@ void jobs_start(struct sim *sim)
         job_begin(sim, group, 0);
 }
 
-/* ---- Work */
-
-static void answer(struct sim *sim, const struct sim_job *job, uint32_t r,
-                   const struct mla_work *work, uint32_t first, const uint64_t *out)
-{
-    enum mla_dtype dtype = (enum mla_dtype)work->reply_dtype;
-    size_t row = SIM_HIDDEN * mla_dtype_bytes(dtype);
-    struct mla_blob *payload = NULL;
-    if (work->region)
-        rank_write(sim, &job->rank[r], work, first, out, job->epoch);
-    else if (work->rows)
-        payload = blob_make(sim, work->rows * row);
-    for (uint32_t i = 0; payload && i < work->rows; i++) {
-        memcpy(payload->data + i * row, &out[i], sizeof *out);
-        if (dtype == MLA_F32)
-            memcpy(payload->data + i * row + sizeof *out, &job->epoch, sizeof job->epoch);
-    }
-    struct mla_worker_message done = {.header = {.type = MLA_DONE, .epoch = job->epoch}};
-    done.u.done = (struct mla_done){.step = work->step,
-                                    .work = work->work,
-                                    .rank = r,
-                                    .rows = work->rows,
-                                    .dtype = work->reply_dtype,
-                                    .compute_ns = 1000,
-                                    .collective_ns = 10};
-    say(sim, job, r, &done, payload);
-}
-
-static void job_go_on(struct sim *sim, struct sim_job *job);
-
-static void computed(struct sim *sim, uint64_t number, uint64_t unused)
-{
-    static uint64_t x[SIM_ROWS_MAX];
-    static uint64_t out[SIM_ROWS_MAX];
-    static struct mla_work works[SIM_RANKS_MAX];
-    uint32_t first[SIM_RANKS_MAX] = {0};
-    struct sim_job *job = job_find(sim, number);
-    if (!job)
-        return;
-    for (uint32_t r = 0; r < job->ranks; r++) {
-        if (!job->rank[r].alive)
-            return; /* the others hang until they are ended */
-        if (job->rank[r].stopped) {
-            sim_at(sim, 5 * SIM_MS, computed, number, unused);
-            return;
-        }
-    }
-    for (uint32_t r = 0; r < job->ranks; r++) {
-        const struct packet *packet = job->rank[r].inbox;
-        if (mla_worker_message_decode(packet->head, packet->head_bytes, &message) != MLA_OK)
-            sim_fail(sim, "a WORK can't be decoded");
-        works[r] = message.u.work;
-        rank_check_work(sim, &job->rank[r], &works[r], job->ranks, r, &first[r]);
-        if (works[r].work != works[0].work || works[r].layer != works[0].layer)
-            sim_fail(sim, "ranks have different work: their collectives would hang");
-        size_t row = SIM_HIDDEN * mla_dtype_bytes((enum mla_dtype)works[r].dtype);
-        if (works[r].region)
-            rank_read(sim, &job->rank[r], &works[r], first[r], x + first[r]);
-        if (packet->bytes != (works[r].region ? 0 : works[r].rows * row))
-            sim_fail(sim, "rank %u: %u rows in %zu bytes", r, works[r].rows, packet->bytes);
-        for (uint32_t i = 0; packet->payload && i < works[r].rows; i++)
-            memcpy(&x[first[r] + i], packet->payload->data + packet->offset + i * row, sizeof *x);
-    }
-    for (uint32_t r = 0; r < job->ranks; r++) {
-        rank_compute(sim, &job->rank[r], &works[r], x, out);
-        job->rank[r].progress++;
-        answer(sim, job, r, &works[r], first[r], out + first[r]);
-        struct packet *packet = job->rank[r].inbox;
-        job->rank[r].inbox = packet->next;
-        if (!packet->next)
-            job->rank[r].inbox_last = &job->rank[r].inbox;
-        packet_free(packet);
-    }
-    job->computing = false;
-    job_go_on(sim, job);
-}
-
-static void adopted(struct sim *sim, uint64_t number, uint64_t r)
-{
-    struct sim_job *job = job_find(sim, number);
-    if (!job || !job->rank[r].alive)
-        return;
-    struct mla_worker_message said = {.header = {.type = MLA_READY, .epoch = job->epoch}};
-    said.u.ready = (struct mla_ready){.group = job->group, .rank = (uint32_t)r};
-    say(sim, job, (uint32_t)r, &said, NULL);
-}
-
-static void attach(struct sim *sim, struct sim_job *job, uint32_t r, uint64_t region)
-{
-    struct mla_worker_message said = {.header = {.type = MLA_ATTACHED, .epoch = job->epoch}};
-    said.u.attached = (struct mla_attached){.region = region, .status = MLA_UNSUPPORTED};
-    if (rank_attach(sim, &job->rank[r], region))
-        said.u.attached.status = MLA_OK;
-    say(sim, job, r, &said, NULL);
-}
-
-/* Handles what stands first in the rank's queue. False: nothing, or WORK, which waits. */
-static bool rank_handle(struct sim *sim, struct sim_job *job, uint32_t r)
-{
-    struct sim_rank *rank = &job->rank[r];
-    struct packet *packet = rank->inbox;
-    if (!packet || !rank->alive || rank->stopped)
-        return false;
-    if (mla_worker_message_decode(packet->head, packet->head_bytes, &message) != MLA_OK)
-        sim_fail(sim, "a worker can't read what it is sent");
-    const struct mla_header *header = &message.header;
-    if (header->type == MLA_WORK)
-        return false;
-    rank->inbox = packet->next;
-    if (!packet->next)
-        rank->inbox_last = &rank->inbox;
-    if (header->type == MLA_ADOPT) {
-        job->epoch = message.u.adopt.epoch;
-        sim_at(sim, random_within(&sim->random, 0, 20) * SIM_MS, adopted, job->number, r);
-    } else if (header->type == MLA_PLAN && header->epoch == job->epoch) {
-        rank_plan(sim, rank, &message.u.plan);
-    } else if (header->type == MLA_ATTACH && header->epoch == job->epoch) {
-        attach(sim, job, r, message.u.attach.region);
-    } else if (header->type == MLA_DETACH && header->epoch == job->epoch) {
-        rank_detach(sim, rank, message.u.detach.region);
-    } else if (header->type == MLA_SHUTDOWN || header->type == MLA_DISMISS) {
-        rank_die(sim, job, r);
-    } else {
-        sim_fail(sim, "a worker is sent type %u of epoch %llu in epoch %llu", header->type,
-                 (unsigned long long)header->epoch, (unsigned long long)job->epoch);
-    }
-    packet_free(packet);
-    return true;
-}
-
-static void job_go_on(struct sim *sim, struct sim_job *job)
-{
-    bool all_wait = true;
-    for (uint32_t r = 0; r < job->ranks; r++) {
-        while (rank_handle(sim, job, r)) {}
-        const struct sim_rank *rank = &job->rank[r];
-        all_wait = all_wait && rank->inbox && rank->alive && !rank->stopped;
-    }
-    if (!all_wait || job->computing)
-        return;
-    job->computing = true;
-    sim_at(sim, random_within(&sim->random, 100, 3000) * 1000ull, computed, job->number, 0);
-}
-
-void job_arrived(struct sim *sim, uint32_t owner, struct packet *packet)
-{
-    struct sim_job *job = &sim->jobs[owner / SIM_RANKS_MAX];
-    struct sim_rank *rank = &job->rank[owner % SIM_RANKS_MAX];
-    if (job->number == 0 || !rank->alive || packet->head[6] == MLA_ALIVE) {
-        packet_free(packet);
-        return;
-    }
-    *rank->inbox_last = packet;
-    rank->inbox_last = &packet->next;
-    /* Whoever hangs in a collective doesn't see it, and is ended by its watchdog. */
-    if (!rank->stopped && (packet->head[6] == MLA_SHUTDOWN || packet->head[6] == MLA_DISMISS))
-        job_doom(sim, job, 800);
-    job_go_on(sim, job);
-}
-
 /* ---- Faults */
 
 static void link_end_seen(struct sim *sim, uint64_t number, uint64_t r)
@@ -327,15 +207,16 @@ static void link_end_seen(struct sim *sim, uint64_t number, uint64_t r)
     struct sim_job *job = job_find(sim, number);
     if (job && job->rank[r].alive && job->rank[r].stopped)
         sim_at(sim, 20 * SIM_MS, link_end_seen, number, r);
-    else if (job && job->rank[r].alive)
-        rank_die(sim, job, (uint32_t)r);
+    else if (job && job->rank[r].alive && !link_find_open(sim, job->rank[r].work))
+        rank_over(sim, job, (uint32_t)r);
 }
 
 static void beat_again(struct sim *sim, uint64_t number, uint64_t r)
 {
     struct sim_job *job = job_find(sim, number);
-    if (job && job->rank[r].alive)
-        job->rank[r].beat = link_connect(sim, LINK_BEAT, owner_of(job, (uint32_t)r))->number;
+    if (job && job->rank[r].alive && job->rank[r].epoch != 0 &&
+        !link_find_open(sim, job->rank[r].beat))
+        job->rank[r].beat = link_connect(sim, LINK_BEAT, job_owner(job, (uint32_t)r))->number;
 }
 
 void job_link_ended(struct sim *sim, uint32_t owner, enum link_kind kind)
@@ -404,11 +285,12 @@ void jobs_fault(struct sim *sim)
     uint32_t group = random_within(&sim->random, 0, sim->group_count - 1);
     struct sim_job *job = job_find(sim, sim->group_job[group]);
     uint32_t r = random_within(&sim->random, 0, sim->ranks - 1);
-    uint32_t kind = random_within(&sim->random, 0, 7);
+    uint32_t kind = random_within(&sim->random, 0, 8);
     if (!job || !job->rank[r].alive)
         return;
     sim_trace(sim, "fault %u: rank %u of group %u", kind, r, group);
-    struct mla_worker_message failed = {.header = {.type = MLA_FAILED, .epoch = job->epoch}};
+    struct mla_worker_message failed = {
+        .header = {.type = MLA_FAILED, .epoch = job->rank[r].epoch}};
     struct link *link = link_find(sim, job->rank[r].work);
     switch (kind) {
     case 0:
@@ -419,10 +301,10 @@ void jobs_fault(struct sim *sim)
         rank_stop(sim, job, r);
         break;
     case 3:
-        cut(sim, owner_of(job, r), job->rank[r].work, LINK_WORK);
+        cut(sim, job_owner(job, r), job->rank[r].work, LINK_WORK);
         break;
     case 4:
-        cut(sim, owner_of(job, r), job->rank[r].beat, LINK_BEAT);
+        cut(sim, job_owner(job, r), job->rank[r].beat, LINK_BEAT);
         break;
     case 5: /* another job takes the group while this one lives on */
         sim->group_job[group] = 0;
@@ -432,6 +314,9 @@ void jobs_fault(struct sim *sim)
     case 6:
         job_strand(sim, job, r);
         break;
+    case 7: /* the next collective never ends */
+        job->hangs = job->harmed = true;
+        break;
     default:
         if (random_chance(&sim->random, 300) && link) {
             link->refusing = true;
@@ -439,7 +324,7 @@ void jobs_fault(struct sim *sim)
             break;
         }
         failed.u.failed = (struct mla_failed){.group = group, .rank = r, .status = MLA_COLLECTIVE};
-        say(sim, job, r, &failed, NULL);
+        job_say(sim, job, r, &failed, NULL);
         rank_die(sim, job, r);
     }
 }
@@ -447,10 +332,33 @@ void jobs_fault(struct sim *sim)
 /* Nothing may cost a group its place that was not done to it. */
 void job_lost(struct sim *sim, uint64_t epoch)
 {
-    for (uint32_t at = 0; at < SIM_JOBS_MAX; at++)
-        if (sim->jobs[at].number != 0 && sim->jobs[at].epoch == epoch && !sim->jobs[at].harmed)
-            sim_fail(sim, "group %u (epoch %llu) is lost, and nothing was done to it",
-                     sim->jobs[at].group, (unsigned long long)epoch);
+    for (uint32_t at = 0; at < SIM_JOBS_MAX; at++) {
+        struct sim_job *job = &sim->jobs[at];
+        for (uint32_t r = 0; job->number != 0 && r < job->ranks; r++) {
+            if (job->rank[r].epoch == epoch && !job->harmed)
+                sim_fail(sim, "group %u (epoch %llu) is lost, and nothing was done to it",
+                         job->group, (unsigned long long)epoch);
+        }
+    }
+}
+
+/* What mla-serve does when it hears that a group is lost: a rank that was cut off comes back by
+ * itself, one that hangs never does. */
+static void kill_lost(struct sim *sim, uint64_t number, uint64_t losses)
+{
+    struct sim_job *job = job_find(sim, number);
+    if (job && job->losses == losses)
+        job_doom(sim, job, 20);
+}
+
+void job_supervise(struct sim *sim, uint32_t group, bool lost, bool hung)
+{
+    struct sim_job *job = job_find(sim, sim->group_job[group]);
+    if (!job)
+        return;
+    job->losses++;
+    if (lost)
+        sim_at(sim, hung ? 0 : 1500 * SIM_MS, kill_lost, job->number, job->losses);
 }
 
 /* A rank that is stopped must cost its group its place in time. Whatever is left of a job then is

@@ -98,6 +98,16 @@ static enum mla_status send_worker(void *context, const struct mla_peer *peer, c
     return link_send_down(sim, peer, head, head_bytes, payload, offset, bytes);
 }
 
+static void group_joined(void *context, uint32_t group)
+{
+    job_supervise(context, group, false, false);
+}
+
+static void group_lost(void *context, uint32_t group, bool hung)
+{
+    job_supervise(context, group, true, hung);
+}
+
 static uint64_t now_ns(void *context)
 {
     return ((struct sim *)context)->now_ns;
@@ -220,7 +230,9 @@ static void core_start(struct sim *sim)
                                        .send_worker = send_worker,
                                        .now_ns = now_ns,
                                        .region_add = region_add,
-                                       .region_remove = region_remove};
+                                       .region_remove = region_remove,
+                                       .group_joined = group_joined,
+                                       .group_lost = group_lost};
     if (mla_core_create(&sim->core_options, &effects, &sim->core) != MLA_OK)
         sim_fail(sim, "no core");
     for (int i = 0; i < 2; i++) {
@@ -229,7 +241,6 @@ static void core_start(struct sim *sim)
             sim_fail(sim, "no memory for connections");
         sim->channels[i].news_count = 0;
     }
-    memset(sim->epochs_lost, 0, sizeof sim->epochs_lost);
 }
 
 static void core_restart(struct sim *sim)
@@ -238,6 +249,7 @@ static void core_restart(struct sim *sim)
     sim->leaving = true;
     if (random_chance(&sim->random, 500))
         mla_core_shutdown(sim->core);
+    sim->core_options.epoch = sim->core->epoch;
     mla_core_destroy(&sim->core);
     sim->leaving = false;
     links_cut_all(sim);
@@ -288,6 +300,7 @@ static void choose_options(struct sim *sim)
     options->region_bytes_max = random_chance(random, 300) ? 0 : 1u << 18;
     options->heartbeat_ms = 50;
     options->heartbeat_timeout_ms = 400;
+    options->run_timeout_ms = random_within(random, 500, 1500);
     options->pad_to_bucket = random_chance(random, 500);
     options->plan.prefill_tokens_max = random_within(random, 1, 4) * random_within(random, 4, 40);
     options->plan.bucket_count = 2;
