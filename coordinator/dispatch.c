@@ -480,7 +480,7 @@ static void blame(struct mla_core *core, uint32_t run, uint64_t now_ns, uint64_t
 void runs_expire(struct mla_core *core, uint64_t now_ns)
 {
     uint64_t timeout_ns = core->options.run_timeout_ms * 1000000ull;
-    for (uint32_t i = 0; i < RUNS_MAX && core->stats.runs_in_flight > 0; i++) {
+    for (uint32_t i = 0; i < core->run_bound && core->stats.runs_in_flight > 0; i++) {
         struct run *run = &core->runs[i];
         if (!run->used || now_ns < run->received_ns || now_ns - run->received_ns < timeout_ns)
             continue;
