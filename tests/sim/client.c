@@ -267,7 +267,9 @@ void clients_check(struct sim *sim)
     for (uint32_t at = 0; at < sim->client_count; at++) {
         const struct sim_client *client = &sim->clients[at];
         const struct link *link = link_find(sim, client->link);
-        if (!link || link->paused || link->dropped || client->request_count == 0)
+        /* One that did not read has its replies in a moment. */
+        if (!link || link->paused || link->dropped ||
+            (link->resumed_ns > 0 && sim->now_ns - link->resumed_ns < 50 * SIM_MS))
             continue;
         for (uint32_t i = 0; i < client->request_count; i++) {
             const struct request *request = &client->requests[i];

@@ -191,6 +191,7 @@ enum mla_status link_send_down(struct sim *sim, const struct mla_peer *peer, con
 void link_resume(struct sim *sim, struct link *link)
 {
     link->paused = false;
+    link->resumed_ns = sim->now_ns;
     for (uint32_t i = 0; i < link->queued; i++)
         sim_at(sim, 0, arrive_down, link->number, 0);
 }

@@ -56,11 +56,12 @@ enum link_kind { LINK_CLIENT, LINK_WORK, LINK_BEAT, LINK_SILENT };
 struct link {
     uint64_t number; /* 0: free; never used twice */
     enum link_kind kind;
-    bool open;     /* at its own end */
-    bool fd_free;  /* its descriptor is closed there, and may be another's by now */
-    bool paused;   /* its end does not read */
-    bool refusing; /* the next message to it gives MLA_AGAIN */
-    bool dropped;  /* the coordinator found it so */
+    bool open;           /* at its own end */
+    bool fd_free;        /* its descriptor is closed there, and may be another's by now */
+    bool paused;         /* its end does not read */
+    uint64_t resumed_ns; /* when it began to read again */
+    bool refusing;       /* the next message to it gives MLA_AGAIN */
+    bool dropped;        /* the coordinator found it so */
     int fd;
     uint32_t owner;          /* client; job * SIM_RANKS_MAX + rank */
     uint64_t up_ns, down_ns; /* when the last message of a direction arrives */
