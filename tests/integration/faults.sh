@@ -105,12 +105,24 @@ unserve() {
 rank() {
     local pid
     while read -r pid; do
-        if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$1"; then
+        if { tr '\0' '\n' <"/proc/$pid/environ"; } 2>/dev/null |
+            grep -qx "OMPI_COMM_WORLD_RANK=$1"; then
             echo "$pid"
             return 0
         fi
     done < <(mla_pids '^[^ ]*/mla-worker')
     return 1
+}
+
+# Until the client has had results for a while, from both ranks.
+is_steady() {
+    local last
+    last=$(tail -n 1 "$dir/client.log")
+    [[ $last == *' good' ]] && rank 0 >/dev/null && rank 1 >/dev/null && sleep 0.3 &&
+        [[ $(tail -n 1 "$dir/client.log") == "$last" ]]
+}
+steady() {
+    mla_within 60 is_steady
 }
 
 loads() {
@@ -143,14 +155,16 @@ fault_idle() {
 
 # A rank is killed, and a successor while it loads.
 fault_loading() {
-    local old since
+    local old since gone
     old=$(mla_pids '^[^ ]*/mla-worker' | sort)
     kill -KILL "$(rank 0)"
     mla_within 10 has_started "$old"
     since=$(now_ns)
     kill -KILL "$started"
-    mla_within 60 has_after "$since" good
-    measured loading ready "$since" "$(after "$since" good)"
+    mla_within 10 are_gone "$started"
+    gone=$(now_ns) # a result before that may be its own
+    mla_within 60 has_after "$gone" good
+    measured loading ready "$since" "$(after "$gone" good)"
 }
 has_started() {
     read -r started < <(comm -13 <(echo "$1") <(mla_pids '^[^ ]*/mla-worker' | sort))
@@ -259,8 +273,8 @@ cut_service() {
     until [[ $word == ready ]]; do read -r -t 30 word mla_endpoint <&"$said"; done
     client_start
     for ((i = 0; i < times; i++)); do
+        steady
         fault_cut
-        sleep 0.3
     done
     client_stop
     kill -TERM "$coordinator"
@@ -287,8 +301,8 @@ if ((${#faults[@]})); then
     client_start
     for fault in "${faults[@]}"; do
         for ((i = 0; i < times; i++)); do
+            steady
             "fault_$fault"
-            sleep 0.3
         done
     done
     client_stop
@@ -298,8 +312,8 @@ if wants hung; then
     serve --heartbeat-timeout-ms 60000 --run-timeout-ms "$deadline_ms"
     client_start
     for ((i = 0; i < times; i++)); do
+        steady
         fault_hung
-        sleep 0.3
     done
     client_stop
     grep -q '^DEADLINE: ' "$dir/client.log" || mla_fail 1 "no RUN was answered with DEADLINE"

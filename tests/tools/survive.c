@@ -23,6 +23,8 @@ enum {
     STATUSES = 128,
 };
 
+#define PATIENCE_NS 30000000000ull /* with a service that does not come back */
+
 static const double row_tolerance = 1e-4;
 
 static const char usage[] =
@@ -111,6 +113,11 @@ static void pause_briefly(void)
     nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
 }
 
+static bool is_lost(enum mla_status status)
+{
+    return status == MLA_CLOSED || status == MLA_TIMEOUT || status == MLA_MALFORMED;
+}
+
 /* A new connection knows nothing of what was. */
 static enum mla_status reconnect(struct survive *survive)
 {
@@ -118,10 +125,14 @@ static enum mla_status reconnect(struct survive *survive)
                                          .payload_inline = survive->payload_inline};
     size_t row = survive->golden.config.hidden * sizeof(float);
     void *memory = NULL;
-    mla_client_close_connection(&survive->client);
-    enum mla_status status = mla_client_connect(survive->endpoint, &options, &survive->client);
-    if (status == MLA_OK)
-        status = mla_client_memory(survive->client, 2 * (size_t)STEP_ROWS * row, &memory);
+    uint64_t end_ns = mla_now_ns() + PATIENCE_NS;
+    enum mla_status status;
+    do { /* what it connects to may be dying just then */
+        mla_client_close_connection(&survive->client);
+        status = mla_client_connect(survive->endpoint, &options, &survive->client);
+        if (status == MLA_OK)
+            status = mla_client_memory(survive->client, 2 * (size_t)STEP_ROWS * row, &memory);
+    } while (is_lost(status) && !stopped && mla_now_ns() < end_ns);
     if (status != MLA_OK)
         return status;
     survive->connections++;
@@ -130,11 +141,6 @@ static enum mla_status reconnect(struct survive *survive)
     for (int i = 0; i < TRACKS; i++)
         survive->tracks[i].id = 0;
     return MLA_OK;
-}
-
-static bool is_lost(enum mla_status status)
-{
-    return status == MLA_CLOSED || status == MLA_TIMEOUT || status == MLA_MALFORMED;
 }
 
 static void begin_track(struct survive *survive, struct track *track)
