@@ -6,6 +6,7 @@
 #include "tests/bench/trace.h"
 #include "tests/lib/payload_option.h"
 
+#include <assert.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -56,6 +57,7 @@ static void *run_lane(void *context)
 static enum mla_status deal(const struct mla_replay_options *options,
                             const struct mla_request *requests, uint32_t count, struct lane *lanes)
 {
+    assert(count > 0);
     for (uint32_t l = 0; l < options->lanes; l++) {
         struct mla_replay *replay = &lanes[l].replay;
         replay->options = *options;
