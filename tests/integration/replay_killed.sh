@@ -5,12 +5,12 @@ set -euo pipefail
 # shellcheck source=tests/integration/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-requests=40
+requests=128
 model=$(mla_case_model v3-tiny)
 mla_start "$dir" 60 --model "$model" --ranks 2 --groups 2 --endpoint "ipc://$dir/clients" \
     --back-off-ms 0 2>"$dir/serve.log"
 "$mla_bin/mla-bench" replay --trace "$mla_root/tests/traces/chat-128.csv" --layers 2 \
-    --concurrency 8 --limit "$requests" --endpoint "$mla_endpoint" \
+    --concurrency 8 --endpoint "$mla_endpoint" \
     >"$dir/bench.log" 2>&1 &
 bench=$!
 for pattern in '^[^ ]*/mla-worker' '^mpirun ' '^[^ ]*/mla-worker'; do
