@@ -39,13 +39,6 @@ static int open_socket(const char *path, bool listens)
     return -1;
 }
 
-static void end_pair(struct pair *pair)
-{
-    close(pair->fds[0]);
-    close(pair->fds[1]);
-    pair->fds[0] = pair->fds[1] = -1;
-}
-
 /* False at the end of the connection. */
 static bool forward(int from, int to)
 {
@@ -58,6 +51,19 @@ static bool forward(int from, int to)
         done += n > 0 ? n : 0;
     }
     return got > 0 || (got < 0 && errno == EINTR);
+}
+
+/* One side has ended; what it said before that still arrives. */
+static void end_pair(struct pair *pair)
+{
+    for (int i = 0; i < 2; i++) {
+        struct pollfd rest = {.fd = pair->fds[i], .events = POLLIN};
+        while (poll(&rest, 1, 0) > 0 && forward(pair->fds[i], pair->fds[1 - i]))
+            continue;
+    }
+    close(pair->fds[0]);
+    close(pair->fds[1]);
+    pair->fds[0] = pair->fds[1] = -1;
 }
 
 static void accept_one(int listener, struct pair *pairs, const char *to)
