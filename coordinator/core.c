@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* A rank's watchdog leaves the coordinator time to find a late RUN, and to say so. */
+enum { STALL_MORE_MS = 500 };
+
 void mla_core_options_default(struct mla_core_options *options)
 {
     static const uint32_t buckets[] = {1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256};
@@ -26,6 +29,26 @@ void mla_core_options_default(struct mla_core_options *options)
         .run_timeout_ms = 60000,
     };
     memcpy(options->plan.buckets, buckets, sizeof buckets);
+}
+
+struct mla_adopt mla_core_sizes(const struct mla_core_options *options, uint32_t context_max)
+{
+    struct mla_adopt sizes = {
+        .sequences = options->sequences_max,
+        .context_max = options->context_max && options->context_max < context_max
+                           ? options->context_max
+                           : context_max,
+        .steps = options->steps_open_max,
+        .step_tokens_max = options->step_tokens_max,
+        .prefill_tokens_max = options->plan.prefill_tokens_max,
+        .credits = options->credits,
+        .heartbeat_ms = options->heartbeat_ms,
+        .silence_ms = options->heartbeat_timeout_ms,
+        .stall_ms = options->run_timeout_ms + STALL_MORE_MS,
+        .bucket_count = options->plan.bucket_count,
+    };
+    memcpy(sizes.buckets, options->plan.buckets, sizeof sizes.buckets);
+    return sizes;
 }
 
 enum mla_status mla_core_options_check(const struct mla_core_options *options, char *why)

@@ -7,6 +7,7 @@
 #include "comm/channel.h"
 #include "coordinator/plan.h"
 #include "proto/message.h"
+#include "proto/worker_message.h"
 
 struct mla_core_options {
     struct mla_plan_options plan; /* ranks and pad_to_bucket are the group's to say */
@@ -32,6 +33,9 @@ struct mla_core_options {
 void mla_core_options_default(struct mla_core_options *options);
 /* MLA_OPTION with a sentence (MLA_SENTENCE_BYTES_MAX bytes) in `why`. */
 enum mla_status mla_core_options_check(const struct mla_core_options *options, char *why);
+
+/* What workers are told to make room for, as far as options and the model's context say. */
+struct mla_adopt mla_core_sizes(const struct mla_core_options *options, uint32_t context_max);
 
 /* Where effects go. send_*: as mla_channel_send. */
 struct mla_core_effects {

@@ -3,9 +3,6 @@
 #include <assert.h>
 #include <stdio.h>
 
-/* A rank's watchdog leaves the coordinator time to find a late RUN, and to say so. */
-enum { STALL_MORE_MS = 500 };
-
 uint32_t group_choose(const struct mla_core *core)
 {
     uint32_t found = NONE;
@@ -157,9 +154,7 @@ static void adopt(struct mla_core *core, uint32_t index)
     if (!core->model_known) {
         core->model = group->join;
         core->model_known = true;
-        core->context_max = options->context_max && options->context_max < group->join.context_max
-                                ? options->context_max
-                                : group->join.context_max;
+        core->context_max = mla_core_sizes(options, group->join.context_max).context_max;
     }
     if (mla_ledger_create(group->kv_blocks, options->sequences_max, core->context_max,
                           &group->ledger) != MLA_OK) {
@@ -176,19 +171,9 @@ static void adopt(struct mla_core *core, uint32_t index)
 
     struct mla_worker_message *message = &core->outgoing;
     *message = (struct mla_worker_message){.header = {.type = MLA_ADOPT, .epoch = group->epoch}};
-    message->u.adopt = (struct mla_adopt){.epoch = group->epoch,
-                                          .kv_blocks = group->kv_blocks,
-                                          .sequences = options->sequences_max,
-                                          .context_max = core->context_max,
-                                          .steps = options->steps_open_max,
-                                          .step_tokens_max = options->step_tokens_max,
-                                          .prefill_tokens_max = options->plan.prefill_tokens_max,
-                                          .credits = options->credits,
-                                          .heartbeat_ms = options->heartbeat_ms,
-                                          .silence_ms = options->heartbeat_timeout_ms,
-                                          .stall_ms = options->run_timeout_ms + STALL_MORE_MS,
-                                          .bucket_count = options->plan.bucket_count};
-    memcpy(message->u.adopt.buckets, options->plan.buckets, sizeof message->u.adopt.buckets);
+    message->u.adopt = mla_core_sizes(options, core->context_max);
+    message->u.adopt.epoch = group->epoch;
+    message->u.adopt.kv_blocks = group->kv_blocks;
     size_t bytes = 0;
     enum mla_status status =
         mla_worker_message_encode(message, core->frame, sizeof core->frame, &bytes);

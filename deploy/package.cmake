@@ -1,7 +1,7 @@
 # What goes into deploy/package's folder, and how it finds its libraries there: in lib beside bin,
 # wherever the folder is. RPATH, which the loader also follows for the libraries' own needs, and
 # not RUNPATH, which it doesn't.
-set(programs mla-coordinator mla-worker mla-keys mla-synth mla-check mla-soak mla-bench hostile)
+set(programs mla-coordinator mla-worker mla-keys mla-synth mla-check mla-size mla-soak mla-bench hostile)
 get_property(gpu_tests GLOBAL PROPERTY MLA_GPU_TESTS)
 list(APPEND programs ${gpu_tests} test_collective)
 if(MLA_CUDA)

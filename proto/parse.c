@@ -70,6 +70,33 @@ bool mla_parse_list(const char *text, uint32_t capacity, uint32_t *list, uint32_
     return true;
 }
 
+bool mla_parse_range(const char *text, uint64_t most, uint32_t *first, uint32_t *last)
+{
+    uint64_t from = 0;
+    uint64_t to = 0;
+    char *end = NULL;
+    if (!digits(text, &from, &end))
+        return false;
+    to = from;
+    if (*end == '-' && !digits(end + 1, &to, &end))
+        return false;
+    if (*end != '\0' || to < from || to > most)
+        return false;
+    *first = (uint32_t)from;
+    *last = (uint32_t)to;
+    return true;
+}
+
+bool mla_parse_fraction(const char *text, double *out)
+{
+    char *end = NULL;
+    double value = strtod(text, &end);
+    if (end == text || *end != '\0' || !(value > 0 && value < 1))
+        return false;
+    *out = value;
+    return true;
+}
+
 enum mla_status mla_parse_options(int argc, char **argv, const struct option *options,
                                   const char *help,
                                   bool (*set)(void *context, int id, const char *text),

@@ -16,6 +16,11 @@ bool mla_parse_bytes(const char *text, uint64_t *out);
  * that fails. */
 bool mla_parse_list(const char *text, uint32_t capacity, uint32_t *list, uint32_t *count);
 
+/* "3" or "0-7": first to last, both at most `most`. */
+bool mla_parse_range(const char *text, uint64_t most, uint32_t *first, uint32_t *last);
+/* A number between 0 and 1, without these. */
+bool mla_parse_fraction(const char *text, double *out);
+
 /* Reads a command line of long options alone. `set` takes one option's id and text, false for a
  * value that it does not take. --help prints `help`. MLA_AGAIN after --help, MLA_OPTION after a
  * sentence on stderr. */

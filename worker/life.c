@@ -1,6 +1,7 @@
 #include "worker/state.h"
 
 #include "proto/clock.h"
+#include "worker/size.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,7 +34,7 @@ static enum mla_status join(struct executor *executor)
     const struct mla_shard *shard = executor->shard;
     const struct mla_config *c = &shard->config;
     uint64_t block_bytes = mla_kvcache_block_bytes(c, options->kv_dtype) * shard->layer_count;
-    uint64_t blocks = options->kv_memory_bytes / block_bytes;
+    uint32_t blocks = mla_size_kv_blocks(options->kv_memory_bytes, block_bytes);
     if (blocks == 0) {
         fprintf(stderr, "a KV cache of %llu bytes holds no block (%llu bytes)\n",
                 (unsigned long long)options->kv_memory_bytes, (unsigned long long)block_bytes);
@@ -55,7 +56,7 @@ static enum mla_status join(struct executor *executor)
                  .rope = c->rope,
                  .v = c->v},
         .context_max = c->context_max,
-        .kv_blocks_max = blocks < MLA_BLOCKS_MAX ? (uint32_t)blocks : MLA_BLOCKS_MAX,
+        .kv_blocks_max = blocks,
         .kv_block_bytes = block_bytes,
         .layer_count = shard->layer_count,
     };
@@ -94,8 +95,7 @@ static uint32_t to_multiple(uint32_t rows, uint32_t ranks)
     return (rows + ranks - 1) / ranks * ranks;
 }
 
-/* The buckets as they are padded for the ranks. */
-static uint32_t padded_buckets(const struct mla_adopt *adopt, uint32_t ranks, uint32_t *padded)
+uint32_t life_buckets(const struct mla_adopt *adopt, uint32_t ranks, uint32_t *padded)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < adopt->bucket_count; i++) {
@@ -113,7 +113,7 @@ enum mla_status life_allocate(struct executor *executor)
     struct mla_backend *backend = executor->backend;
     struct mla_shard *shard = executor->shard;
     uint32_t buckets[MLA_DECODE_BUCKETS_MAX];
-    uint32_t bucket_count = padded_buckets(adopt, shard->ranks, buckets);
+    uint32_t bucket_count = life_buckets(adopt, shard->ranks, buckets);
     uint32_t decode_rows = bucket_count > 0 ? buckets[bucket_count - 1] : 0;
     uint32_t rows = adopt->prefill_tokens_max < adopt->step_tokens_max ? adopt->prefill_tokens_max
                                                                        : adopt->step_tokens_max;

@@ -1,6 +1,7 @@
 #include "comm/bootstrap.h"
 #include "worker/executor.h"
 #include "worker/options.h"
+#include "worker/size.h"
 
 #include <assert.h>
 #include <signal.h>
@@ -69,13 +70,9 @@ static enum mla_status choose_kv_memory(const struct mla_worker_options *options
                                         uint64_t *bytes)
 {
     uint64_t free_bytes = 0;
-    double fraction = options->kv_memory_fraction;
     enum mla_status status = backend->ops->memory_free(backend, &free_bytes);
-    if (fraction == 0)
-        fraction = backend->unified ? 0.25 : 0.8;
-    if (backend->unified)
-        fraction /= local_ranks;
-    *bytes = (uint64_t)((double)free_bytes * fraction);
+    *bytes =
+        mla_size_kv_memory(free_bytes, options->kv_memory_fraction, backend->unified, local_ranks);
     return status;
 }
 

@@ -4,7 +4,6 @@
 #include "proto/parse.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const char help[] =
@@ -97,18 +96,6 @@ static bool set_number(const char *text, uint64_t least, uint64_t most, uint32_t
     return true;
 }
 
-static bool set_layers(const char *text, struct mla_worker_options *out)
-{
-    char first[16] = {0};
-    const char *dash = strchr(text, '-');
-    size_t length = dash ? (size_t)(dash - text) : strlen(text);
-    if (length >= sizeof first)
-        return false;
-    snprintf(first, sizeof first, "%.*s", (int)length, text);
-    return set_number(first, 0, UINT16_MAX, &out->layer_first) &&
-           set_number(dash ? dash + 1 : first, out->layer_first, UINT16_MAX, &out->layer_last);
-}
-
 static bool set_kv_dtype(const char *text, struct mla_worker_options *out)
 {
     out->kv_dtype = strcmp(text, "bf16") == 0 ? MLA_BF16 : MLA_F32;
@@ -148,16 +135,6 @@ static bool set_graphs(const char *text, struct mla_worker_options *out)
     return true;
 }
 
-static bool set_fraction(const char *text, double *out)
-{
-    char *end = NULL;
-    double value = strtod(text, &end);
-    if (end == text || *end != '\0' || !(value > 0 && value < 1))
-        return false;
-    *out = value;
-    return true;
-}
-
 static bool set(void *context, int id, const char *text)
 {
     struct mla_worker_options *out = context;
@@ -171,7 +148,7 @@ static bool set(void *context, int id, const char *text)
     case OPTION_GROUP:
         return set_number(text, 0, MLA_GROUPS_MAX - 1, &out->group);
     case OPTION_LAYERS:
-        return set_layers(text, out);
+        return mla_parse_range(text, UINT16_MAX, &out->layer_first, &out->layer_last);
     case OPTION_BACKEND:
         return set_backend(text, out);
     case OPTION_GRAPHS:
@@ -183,7 +160,7 @@ static bool set(void *context, int id, const char *text)
         out->curve_keys = text;
         return *text != '\0';
     case OPTION_KV_FRACTION:
-        return set_fraction(text, &out->kv_memory_fraction);
+        return mla_parse_fraction(text, &out->kv_memory_fraction);
     case OPTION_KV_DTYPE:
         return set_kv_dtype(text, out);
     case OPTION_KV_MEMORY:
@@ -212,7 +189,7 @@ enum mla_status mla_worker_options_parse(int argc, char **argv, struct mla_worke
     *out = (struct mla_worker_options){.coordinator = "tcp://127.0.0.1:5756",
                                        .ranks = 1,
                                        .layer_first = 1,
-                                       .chunk_rows = 1024,
+                                       .chunk_rows = MLA_CONTEXT_CHUNK,
                                        .connect_timeout_ms = 60000,
                                        .poll_us = 1000,
                                        .graphs = MLA_GRAPHS_START};

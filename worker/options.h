@@ -4,6 +4,8 @@
 
 #include "worker/graphs.h"
 
+enum { MLA_CONTEXT_CHUNK = 1024 }; /* --context-chunk by default */
+
 struct mla_worker_options {
     const char *coordinator, *model;
     const char *trace;                /* NULL: none */

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { STAGE_ELEMENTS = 1 << 20 };
 
@@ -62,76 +63,105 @@ static enum mla_status load_part(struct loader *loader, const struct mla_tensor 
     return MLA_OK;
 }
 
-static enum mla_status alloc_elements(struct mla_backend *backend, uint64_t elements, void **out)
+/* What a rank has of a layer, buffer by buffer: a part of one tensor, or of two, one over the
+ * other, of which a model may lack the first. */
+struct piece {
+    void **at;
+    uint32_t count;
+    struct source {
+        enum mla_weight weight;
+        struct part part;
+    } sources[2];
+};
+
+enum { PIECES = 8 };
+
+static void list_pieces(const struct mla_config *c, uint32_t rank, uint32_t ranks,
+                        struct mla_layer_weights *to, struct piece out[PIECES])
 {
-    return backend->ops->alloc(backend, elements * mla_dtype_bytes(backend->activation), out);
+    uint64_t heads = c->heads / ranks;
+    uint64_t first = rank * heads;
+    uint64_t q = c->nope + c->rope;
+    uint64_t kv = c->nope + c->v;
+    uint64_t kv_a = (uint64_t)c->latent + c->rope;
+    const struct piece pieces[PIECES] = {
+        {&to->a,
+         2,
+         {{MLA_WEIGHT_Q_A, {0, c->q_lora, 0, c->hidden}},
+          {MLA_WEIGHT_KV_A, {0, kv_a, 0, c->hidden}}}},
+        {&to->a_bias,
+         2,
+         {{MLA_WEIGHT_Q_A_BIAS, {0, c->q_lora, 0, 1}}, {MLA_WEIGHT_KV_A_BIAS, {0, kv_a, 0, 1}}}},
+        {&to->q_norm, 1, {{MLA_WEIGHT_Q_A_NORM, {0, 1, 0, c->q_lora}}}},
+        {&to->kv_norm, 1, {{MLA_WEIGHT_KV_A_NORM, {0, 1, 0, c->latent}}}},
+        {&to->q_b, 1, {{MLA_WEIGHT_Q_B, {first * q, heads * q, 0, mla_q_input(c)}}}},
+        {&to->kv_b, 1, {{MLA_WEIGHT_KV_B, {first * kv, heads * kv, 0, c->latent}}}},
+        {&to->o, 1, {{MLA_WEIGHT_O, {0, c->hidden, first * c->v, heads * c->v}}}},
+        {&to->o_bias, rank == 0, {{MLA_WEIGHT_O_BIAS, {0, 1, 0, c->hidden}}}},
+    };
+    memcpy(out, pieces, sizeof pieces);
 }
 
-/* Allocates and loads one part of one tensor. */
-static enum mla_status load(struct loader *loader, uint32_t layer, enum mla_weight weight,
-                            struct part part, void **out)
+static uint64_t part_elements(const struct part *part)
 {
-    const struct mla_tensor *tensor = mla_checkpoint_weight(loader->checkpoint, layer, weight);
-    if (!tensor)
-        return MLA_OK;
-    enum mla_status status = alloc_elements(loader->backend, part.rows * part.columns, out);
-    return status == MLA_OK ? load_part(loader, tensor, part, *out, 0) : status;
+    return part->rows * part->columns;
 }
 
-/* Two tensors, one over the other; the first may be missing. */
-static enum mla_status load_stacked(struct loader *loader, uint32_t layer, enum mla_weight upper,
-                                    enum mla_weight lower, uint64_t upper_rows, uint64_t lower_rows,
-                                    uint64_t columns, void **out)
+/* Allocates and loads one buffer; NULL where the model has nothing of it. */
+static enum mla_status load_piece(struct loader *loader, uint32_t layer, const struct piece *piece)
 {
-    const struct mla_tensor *top = mla_checkpoint_weight(loader->checkpoint, layer, upper);
-    const struct mla_tensor *bottom = mla_checkpoint_weight(loader->checkpoint, layer, lower);
-    if (!bottom)
+    const struct mla_tensor *tensors[2] = {0};
+    uint64_t elements = 0;
+    for (uint32_t i = 0; i < piece->count; i++) {
+        tensors[i] = mla_checkpoint_weight(loader->checkpoint, layer, piece->sources[i].weight);
+        if (tensors[i])
+            elements += part_elements(&piece->sources[i].part);
+    }
+    if (elements == 0)
         return MLA_OK;
-    if (!top)
-        upper_rows = 0;
-    enum mla_status status =
-        alloc_elements(loader->backend, (upper_rows + lower_rows) * columns, out);
-    if (status == MLA_OK && top)
-        status = load_part(loader, top, (struct part){0, upper_rows, 0, columns}, *out, 0);
-    if (status == MLA_OK)
-        status = load_part(loader, bottom, (struct part){0, lower_rows, 0, columns}, *out,
-                           upper_rows * columns);
+    enum mla_status status = loader->backend->ops->alloc(
+        loader->backend, elements * mla_dtype_bytes(loader->backend->activation), piece->at);
+    uint64_t at = 0;
+    for (uint32_t i = 0; status == MLA_OK && i < piece->count; i++) {
+        if (!tensors[i])
+            continue;
+        status = load_part(loader, tensors[i], piece->sources[i].part, *piece->at, at);
+        at += part_elements(&piece->sources[i].part);
+    }
     return status;
 }
 
 static enum mla_status load_layer(struct loader *loader, const struct mla_shard *shard,
                                   uint32_t layer, struct mla_layer_weights *out)
 {
-    const struct mla_config *c = &shard->config;
-    uint64_t heads = shard->heads;
-    uint64_t first = shard->rank * heads;
-    uint64_t q_rows = heads * (c->nope + c->rope);
-    uint64_t kv_rows = heads * (c->nope + c->v);
-    enum mla_status status = load_stacked(loader, layer, MLA_WEIGHT_Q_A, MLA_WEIGHT_KV_A, c->q_lora,
-                                          c->latent + c->rope, c->hidden, &out->a);
-    if (status == MLA_OK)
-        status = load_stacked(loader, layer, MLA_WEIGHT_Q_A_BIAS, MLA_WEIGHT_KV_A_BIAS, c->q_lora,
-                              c->latent + c->rope, 1, &out->a_bias);
-    if (status == MLA_OK)
-        status = load(loader, layer, MLA_WEIGHT_Q_A_NORM, (struct part){0, 1, 0, c->q_lora},
-                      &out->q_norm);
-    if (status == MLA_OK)
-        status = load(loader, layer, MLA_WEIGHT_KV_A_NORM, (struct part){0, 1, 0, c->latent},
-                      &out->kv_norm);
-    if (status == MLA_OK)
-        status =
-            load(loader, layer, MLA_WEIGHT_Q_B,
-                 (struct part){first * (c->nope + c->rope), q_rows, 0, mla_q_input(c)}, &out->q_b);
-    if (status == MLA_OK)
-        status = load(loader, layer, MLA_WEIGHT_KV_B,
-                      (struct part){first * (c->nope + c->v), kv_rows, 0, c->latent}, &out->kv_b);
-    if (status == MLA_OK)
-        status = load(loader, layer, MLA_WEIGHT_O,
-                      (struct part){0, c->hidden, first * c->v, heads * c->v}, &out->o);
-    if (status == MLA_OK && shard->rank == 0)
-        status =
-            load(loader, layer, MLA_WEIGHT_O_BIAS, (struct part){0, 1, 0, c->hidden}, &out->o_bias);
+    struct piece pieces[PIECES];
+    list_pieces(&shard->config, shard->rank, shard->ranks, out, pieces);
+    enum mla_status status = MLA_OK;
+    for (int i = 0; status == MLA_OK && i < PIECES; i++)
+        status = load_piece(loader, layer, &pieces[i]);
     return status;
+}
+
+void mla_shard_layer_bytes(const struct mla_config *config, uint32_t rank, uint32_t ranks,
+                           enum mla_dtype activation, uint64_t *bytes, uint64_t *alike)
+{
+    struct piece pieces[PIECES];
+    struct mla_layer_weights nowhere;
+    list_pieces(config, rank, ranks, &nowhere, pieces);
+    *bytes = 0;
+    *alike = 0;
+    for (int i = 0; i < PIECES; i++)
+        for (uint32_t k = 0; k < pieces[i].count; k++) {
+            const struct source *source = &pieces[i].sources[k];
+            struct mla_weight_spec spec;
+            mla_weight_describe(config, 0, source->weight, &spec);
+            if (!spec.present)
+                continue;
+            uint64_t whole = spec.shape[0] * (spec.dims == 2 ? spec.shape[1] : 1);
+            uint64_t part = part_elements(&source->part);
+            *bytes += part * mla_dtype_bytes(activation);
+            *alike += part == whole ? part * mla_dtype_bytes(activation) : 0;
+        }
 }
 
 enum mla_status mla_shard_load(const struct mla_checkpoint *checkpoint, uint32_t rank,

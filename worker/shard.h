@@ -38,6 +38,11 @@ static inline uint32_t mla_q_input(const struct mla_config *config)
 /* Whether the heads can be shared out so; MLA_OPTION with a sentence in `why`. */
 enum mla_status mla_shard_check(const struct mla_config *config, uint32_t ranks, char *why);
 
+/* Bytes of a layer's weights on this rank; `alike`: those that every rank has (where ranks share
+ * nothing out, all). */
+void mla_shard_layer_bytes(const struct mla_config *config, uint32_t rank, uint32_t ranks,
+                           enum mla_dtype activation, uint64_t *bytes, uint64_t *alike);
+
 /* Loads this rank's part of every layer that the checkpoint offers. Tells its progress on
  * stderr (rank 0): a bar on a terminal, a line a layer elsewhere. MLA_OPTION, MLA_MEMORY. */
 enum mla_status mla_shard_load(const struct mla_checkpoint *checkpoint, uint32_t rank,

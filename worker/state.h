@@ -50,6 +50,8 @@ enum mla_status outgoing_send(struct executor *executor, struct mla_blob *payloa
 
 /* Connects and says JOIN. MLA_TIMEOUT: no coordinator came. */
 enum mla_status life_begin(struct executor *executor);
+/* The decode buckets as they are padded for the ranks; `padded` has room for all. */
+uint32_t life_buckets(const struct mla_adopt *adopt, uint32_t ranks, uint32_t *padded);
 /* Everything that lasts as long as the epoch, from the coordinator's sizes. */
 enum mla_status life_allocate(struct executor *executor);
 /* Gives all of it back; the weights stay. */

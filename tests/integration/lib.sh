@@ -68,3 +68,26 @@ mla_nothing_left() {
     ! grep -hE 'ERROR: [A-Za-z]*Sanitizer|runtime error:' "$dir"/*.log ||
         mla_fail 1 "a sanitizer reported an error"
 }
+
+# mla_metrics_port LOG: where the page is, once the log says so.
+mla_metrics_port() {
+    local port='' deadline=$((SECONDS + 10))
+    until port=$(sed -n 's,^metrics at http://127.0.0.1:\([0-9]*\)/metrics$,\1,p' "$1") &&
+        [[ $port ]]; do
+        ((SECONDS < deadline)) || mla_fail 1 "no metrics in $1"
+        sleep 0.05
+    done
+    echo "$port"
+}
+
+# mla_get PORT PATH: the answer's first line, then its body.
+mla_get() {
+    local fd line
+    exec {fd}<>"/dev/tcp/127.0.0.1/$1"
+    printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&"$fd"
+    IFS=$'\r' read -r line _ <&"$fd"
+    echo "${line%$'\r'}"
+    while IFS= read -r line <&"$fd" && [[ $line != $'\r' ]]; do :; done
+    cat <&"$fd"
+    exec {fd}<&-
+}

@@ -4,29 +4,6 @@ set -euo pipefail
 # shellcheck source=tests/integration/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# port_of LOG: where the page is, once the log says so.
-port_of() {
-    local port='' deadline=$((SECONDS + 10))
-    until port=$(sed -n 's,^metrics at http://127.0.0.1:\([0-9]*\)/metrics$,\1,p' "$1") &&
-        [[ $port ]]; do
-        ((SECONDS < deadline)) || mla_fail 1 "no metrics in $1"
-        sleep 0.05
-    done
-    echo "$port"
-}
-
-# get PORT PATH: the answer's first line, then its body.
-get() {
-    local fd line
-    exec {fd}<>"/dev/tcp/127.0.0.1/$1"
-    printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&"$fd"
-    IFS=$'\r' read -r line _ <&"$fd"
-    echo "${line%$'\r'}"
-    while IFS= read -r line <&"$fd" && [[ $line != $'\r' ]]; do :; done
-    cat <&"$fd"
-    exec {fd}<&-
-}
-
 # value NAME: of a sample in the page.
 value() {
     awk -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' "$dir/page" ||
@@ -42,7 +19,7 @@ expect() {
 "$mla_bin/mla-coordinator" --endpoint "ipc://$dir/c" --workers "ipc://$dir/w" \
     --metrics 127.0.0.1:0 >"$dir/alone.out" 2>"$dir/alone.log" &
 alone=$!
-get "$(port_of "$dir/alone.log")" /healthz >"$dir/health"
+mla_get "$(mla_metrics_port "$dir/alone.log")" /healthz >"$dir/health"
 kill "$alone"
 wait "$alone"
 [[ $(head -n 1 "$dir/health") == *' 503 '* ]] || mla_fail 1 "healthy without workers"
@@ -55,7 +32,7 @@ code=0
 model=$(mla_case_model v3-tiny)
 mla_start "$dir" 60 --model "$model" --ranks 2 --endpoint 'tcp://127.0.0.1:*' \
     --metrics 127.0.0.1:0 --pad-decode --kv-blocks 64
-port=$(port_of "$dir/coordinator.log")
+port=$(mla_metrics_port "$dir/coordinator.log")
 "$mla_bin/mla-soak" --endpoint "$mla_endpoint" --runs 500 --rows 13 --in-flight 8 \
     --payload inline
 code=0
@@ -64,14 +41,14 @@ grep -q KV_FULL "$dir/full.log" || mla_fail 1 "100 sequences fit 64 blocks"
 
 # The page is made anew twice a second.
 deadline=$((SECONDS + 10))
-until get "$port" /metrics >"$dir/answer" && sed 1d "$dir/answer" >"$dir/page" &&
+until mla_get "$port" /metrics >"$dir/answer" && sed 1d "$dir/answer" >"$dir/page" &&
     [[ $(value mla_clients) == 0 && $(value 'mla_requests_total{type="open"}') == 2 ]]; do
     ((SECONDS < deadline)) || mla_fail 1 "the page doesn't tell of the client"
     sleep 0.1
 done
 [[ $(head -n 1 "$dir/answer") == *' 200 '* ]] || mla_fail 1 "no page"
-get "$port" /healthz | head -n 1 | grep -q ' 200 ' || mla_fail 1 "not healthy"
-get "$port" /other | head -n 1 | grep -q ' 404 ' || mla_fail 1 "something at /other"
+mla_get "$port" /healthz | head -n 1 | grep -q ' 200 ' || mla_fail 1 "not healthy"
+mla_get "$port" /other | head -n 1 | grep -q ' 404 ' || mla_fail 1 "something at /other"
 
 hidden=$(sed -n 's/.*"hidden_size": *\([0-9]*\).*/\1/p' "$model/config.json")
 expect 'mla_requests_total{type="run"}' 500

@@ -78,3 +78,25 @@ Test(parse, list)
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         list(none[i], 3, 0);
 }
+
+Test(parse, range)
+{
+    uint32_t first = 9;
+    uint32_t last = 9;
+    cr_expect(mla_parse_range("0-7", 7, &first, &last) && first == 0 && last == 7);
+    cr_expect(mla_parse_range("3", 7, &first, &last) && first == 3 && last == 3);
+    static const char *const none[] = {"", "-", "1-", "-1", "0-8", "8", "3-2", "1-2-3", "a", "1 "};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        cr_expect_not(mla_parse_range(none[i], 7, &first, &last), "'%s'", none[i]);
+    cr_expect(first == 3 && last == 3);
+}
+
+Test(parse, fraction)
+{
+    double found = 5;
+    cr_expect(mla_parse_fraction("0.5", &found) && found == 0.5);
+    static const char *const none[] = {"", "0", "1", "1.5", "-0.5", "nan", "x", "0.5x"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        cr_expect_not(mla_parse_fraction(none[i], &found), "'%s'", none[i]);
+    cr_expect_eq(found, 0.5);
+}
