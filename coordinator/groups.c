@@ -124,27 +124,25 @@ static bool agrees(const struct mla_join *a, const struct mla_join *b)
            memcmp(a->layers, b->layers, a->layer_count * sizeof *a->layers) == 0;
 }
 
-/* How many blocks the pool of each rank is to have; 0 when they don't fit. */
-static uint32_t choose_blocks(const struct mla_core *core, const struct mla_join *join)
+/* How many blocks the pool of each rank is to have, 0: as many as fit. False: what the options ask
+ * for is no block, or more than any that can fit. */
+static bool choose_blocks(const struct mla_core *core, const struct mla_join *join, uint32_t *out)
 {
     uint64_t blocks = core->options.kv_blocks;
-    if (blocks == 0 && core->options.kv_memory_bytes > 0)
+    *out = 0;
+    if (blocks == 0 && core->options.kv_memory_bytes == 0)
+        return true;
+    if (blocks == 0)
         blocks = core->options.kv_memory_bytes / join->kv_block_bytes;
-    else if (blocks == 0)
-        blocks = join->kv_blocks_max;
-    if (blocks > MLA_BLOCKS_MAX)
-        blocks = MLA_BLOCKS_MAX;
-    if (join->kv_blocks_max > 0 && blocks > join->kv_blocks_max)
-        return 0;
-    return (uint32_t)blocks;
+    *out = blocks < MLA_BLOCKS_MAX ? (uint32_t)blocks : MLA_BLOCKS_MAX;
+    return *out > 0 && (join->kv_blocks_max == 0 || *out <= join->kv_blocks_max);
 }
 
 static void adopt(struct mla_core *core, uint32_t index)
 {
     struct group *group = &core->groups[index];
     const struct mla_core_options *options = &core->options;
-    group->kv_blocks = choose_blocks(core, &group->join);
-    if (group->kv_blocks == 0) {
+    if (!choose_blocks(core, &group->join, &group->kv_blocks_asked)) {
         fprintf(stderr, "group %u: the KV cache asked for does not fit (%u blocks do)\n", index,
                 group->join.kv_blocks_max);
         group->doomed = "no KV cache";
@@ -155,11 +153,6 @@ static void adopt(struct mla_core *core, uint32_t index)
         core->model = group->join;
         core->model_known = true;
         core->context_max = mla_core_sizes(options, group->join.context_max).context_max;
-    }
-    if (mla_ledger_create(group->kv_blocks, options->sequences_max, core->context_max,
-                          &group->ledger) != MLA_OK) {
-        group->doomed = "no memory for the ledger";
-        return;
     }
     group->epoch = ++core->epoch;
     core->metrics.adopted[index]++;
@@ -173,7 +166,7 @@ static void adopt(struct mla_core *core, uint32_t index)
     *message = (struct mla_worker_message){.header = {.type = MLA_ADOPT, .epoch = group->epoch}};
     message->u.adopt = mla_core_sizes(options, core->context_max);
     message->u.adopt.epoch = group->epoch;
-    message->u.adopt.kv_blocks = group->kv_blocks;
+    message->u.adopt.kv_blocks = group->kv_blocks_asked;
     size_t bytes = 0;
     enum mla_status status =
         mla_worker_message_encode(message, core->frame, sizeof core->frame, &bytes);
@@ -256,17 +249,31 @@ static void join(struct mla_core *core, const struct mla_peer *peer)
         adopt(core, join->group);
 }
 
+/* A rank has its pool. All of them use as many blocks as the smallest has. */
 static void ready(struct mla_core *core, uint32_t index, uint32_t rank)
 {
     struct group *group = &core->groups[index];
+    uint32_t blocks = core->incoming.u.ready.kv_blocks;
     if (group->state != GROUP_ADOPTED || (group->ready_set >> rank & 1))
         return;
-    group->ready_set |= 1ull << rank;
-    if (++group->ready == group->ranks) {
-        group->state = GROUP_READY;
-        fprintf(stderr, "group %u is ready: %u ranks, %u blocks, epoch %llu\n", index, group->ranks,
-                group->kv_blocks, (unsigned long long)group->epoch);
+    if (blocks == 0 || blocks > MLA_BLOCKS_MAX ||
+        (group->kv_blocks_asked > 0 && blocks != group->kv_blocks_asked)) {
+        group->doomed = "a worker's KV pool is not what it was asked for";
+        return;
     }
+    if (group->ready == 0 || blocks < group->kv_blocks)
+        group->kv_blocks = blocks;
+    group->ready_set |= 1ull << rank;
+    if (++group->ready < group->ranks)
+        return;
+    if (mla_ledger_create(group->kv_blocks, core->options.sequences_max, core->context_max,
+                          &group->ledger) != MLA_OK) {
+        group->doomed = "no memory for the ledger";
+        return;
+    }
+    group->state = GROUP_READY;
+    fprintf(stderr, "group %u is ready: %u ranks, %u blocks, epoch %llu\n", index, group->ranks,
+            group->kv_blocks, (unsigned long long)group->epoch);
 }
 
 /* A message of a rank that joined. */

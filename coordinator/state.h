@@ -106,9 +106,10 @@ struct group {
     struct mla_peer peers[MLA_RANKS_MAX];
     struct mla_peer beats[MLA_RANKS_MAX]; /* where heartbeats come from; size 0: none came */
     uint64_t heard_ns[MLA_RANKS_MAX];
-    uint64_t moved_ns;    /* a rank's last result, or the first work after a rest */
-    struct mla_join join; /* of the first rank; the others must agree */
-    uint32_t kv_blocks;
+    uint64_t moved_ns;        /* a rank's last result, or the first work after a rest */
+    struct mla_join join;     /* of the first rank; the others must agree */
+    uint32_t kv_blocks_asked; /* of each rank; 0: as many as fit */
+    uint32_t kv_blocks;       /* the least that a rank has; 0: none has told yet */
     struct mla_plan_options plan;
     struct mla_ledger *ledger;
     uint64_t next_work;

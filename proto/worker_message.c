@@ -15,7 +15,7 @@ static const struct mla_wire_shape shapes[MLA_DISMISS + 1] = {
                   ENTRIES(mla_join, layer_count, layers, 4)},
     [MLA_ADOPT] = {.spans = {SPAN(mla_adopt, epoch, stall_ms)},
                    ENTRIES(mla_adopt, bucket_count, buckets, 4)},
-    [MLA_READY] = {.spans = {SPAN(mla_ready, group, rank)}},
+    [MLA_READY] = {.spans = {SPAN(mla_ready, group, kv_blocks)}},
     [MLA_PLAN] = {.spans = {SPAN(mla_plan_message, step, rows)}},
     [MLA_WORK] = {.spans = {SPAN(mla_work, step, output_at)}, .payload = true},
     [MLA_DONE] = {.spans = {SPAN(mla_done, step, collective_ns)}, .payload = true},

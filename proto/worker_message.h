@@ -34,7 +34,7 @@ struct mla_join {
     uint32_t flags;
     struct mla_model_dims dims;
     uint32_t context_max;    /* of the model */
-    uint32_t kv_blocks_max;  /* that fit this rank's memory; 0: any number */
+    uint32_t kv_blocks_max;  /* that may fit this rank's memory; 0: any number */
     uint64_t kv_block_bytes; /* one block id, all layers */
     uint32_t layer_count;
     uint32_t layers[MLA_LAYERS_MAX];
@@ -42,12 +42,13 @@ struct mla_join {
 
 /* Entries: decode buckets, u32 each, ascending. */
 struct mla_adopt {
-    uint64_t epoch;                             /* the new one */
-    uint32_t kv_blocks, sequences, context_max; /* sequences = block tables */
-    uint32_t steps;                             /* step slots */
-    uint32_t step_tokens_max;                   /* rows of one step */
-    uint32_t prefill_tokens_max;                /* rows of one prefill microbatch */
-    uint32_t credits;                           /* WORK messages in flight to one rank */
+    uint64_t epoch;                  /* the new one */
+    uint32_t kv_blocks;              /* of the pool; 0: as many as fit */
+    uint32_t sequences, context_max; /* sequences = block tables */
+    uint32_t steps;                  /* step slots */
+    uint32_t step_tokens_max;        /* rows of one step */
+    uint32_t prefill_tokens_max;     /* rows of one prefill microbatch */
+    uint32_t credits;                /* WORK messages in flight to one rank */
     uint32_t heartbeat_ms;
     uint32_t silence_ms; /* heard nothing for so long: the other side is gone */
     uint32_t stall_ms;   /* a microbatch that takes so long will never end */
@@ -57,6 +58,7 @@ struct mla_adopt {
 
 struct mla_ready {
     uint32_t group, rank;
+    uint32_t kv_blocks; /* of its pool: all that ADOPT asked for, or as many as fit */
 };
 
 enum mla_microbatch_kind { MLA_DECODE = 1, MLA_PREFILL = 2 };

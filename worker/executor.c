@@ -51,14 +51,17 @@ static enum mla_status on_adopt(struct executor *executor)
     if (status != MLA_OK)
         return status;
     status = life_allocate(executor);
+    if (status == MLA_OK)
+        status = life_fill(executor);
     if (status != MLA_OK) {
-        fprintf(stderr, "rank %u: no memory for %u KV blocks and the workspaces\n",
-                executor->shard->rank, life->adopt.kv_blocks);
+        fprintf(stderr, "rank %u: no memory for the workspaces, the KV blocks or the graphs\n",
+                executor->shard->rank);
         return status;
     }
     outgoing_begin(executor, MLA_READY);
-    executor->outgoing.u.ready =
-        (struct mla_ready){.group = executor->options->group, .rank = executor->shard->rank};
+    executor->outgoing.u.ready = (struct mla_ready){.group = executor->options->group,
+                                                    .rank = executor->shard->rank,
+                                                    .kv_blocks = life->cache.blocks};
     return outgoing_send(executor, NULL);
 }
 

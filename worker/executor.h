@@ -15,7 +15,8 @@ struct mla_executor_options {
     uint32_t local_ranks; /* of this job on this host */
     uint64_t job;         /* the same on all ranks of this mpirun job, another next time */
     enum mla_dtype kv_dtype;
-    uint64_t kv_memory_bytes; /* what the KV pools of this rank may take */
+    uint64_t kv_memory_bytes;  /* what the KV pools of this rank may take; 0: a share of the free */
+    double kv_memory_fraction; /* 0: the default share */
     enum mla_graphs_mode graphs;
     const char *trace;           /* file to write a trace to, or NULL */
     uint32_t chunk_rows;         /* cached context expanded at a time */

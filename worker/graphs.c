@@ -68,15 +68,15 @@ static enum mla_status warm_up(struct mla_graphs *graphs)
     return status;
 }
 
-static enum mla_status capture_all(struct mla_graphs *graphs)
+enum mla_status mla_graphs_capture(struct mla_graphs *graphs)
 {
     struct mla_backend *backend = backend_of(graphs);
     const struct mla_shard *shard = graphs->layer->shard;
     uint64_t before = 0;
     uint64_t after = 0;
+    if (graphs->mode != MLA_GRAPHS_START)
+        return MLA_OK;
     enum mla_status status = backend->ops->memory_free(backend, &before);
-    if (status == MLA_OK)
-        status = warm_up(graphs);
     for (uint32_t b = graphs->count; status == MLA_OK && b-- > 0;) { /* the largest needs most */
         for (uint32_t l = 0; status == MLA_OK && l < shard->layer_count; l++) {
             bool captured = false;
@@ -138,7 +138,7 @@ enum mla_status mla_graphs_init(struct mla_graphs *graphs, struct mla_layer *lay
     if (status == MLA_OK)
         status = build_places(graphs);
     if (status == MLA_OK && graphs->mode == MLA_GRAPHS_START)
-        status = capture_all(graphs);
+        status = warm_up(graphs);
     if (status != MLA_OK)
         mla_graphs_fini(graphs);
     return status;

@@ -8,7 +8,7 @@
 enum mla_graphs_mode {
     MLA_GRAPHS_OFF,   /* everything runs eagerly */
     MLA_GRAPHS_LAZY,  /* captured when first needed */
-    MLA_GRAPHS_START, /* all captured by mla_graphs_init */
+    MLA_GRAPHS_START, /* all captured by mla_graphs_capture */
 };
 
 struct mla_graphs {
@@ -22,11 +22,14 @@ struct mla_graphs {
 };
 
 /* buckets: padded rows, ascending, multiples of the ranks and at most the layer's
- * decode_rows_max. Off where the backend has no graphs. With START, rank 0 tells its progress and
- * what the graphs take on stderr. Where a rank can't capture, all go on eagerly with a warning.
- * All ranks call it, and make the same calls after. MLA_MEMORY or a failed operation. */
+ * decode_rows_max. Off where the backend has no graphs. With START, each bucket runs once, eagerly.
+ * Where a rank can't capture, all go on eagerly with a warning. All ranks call it, and make the
+ * same calls after. MLA_MEMORY or a failed operation. */
 enum mla_status mla_graphs_init(struct mla_graphs *graphs, struct mla_layer *layer, const void *x,
                                 enum mla_graphs_mode mode, const uint32_t *buckets, uint32_t count);
+/* With START, captures all; the cache's pools and the layer's buffers stay where they are from here
+ * on. Rank 0 tells its progress and what the graphs take on stderr. As mla_graphs_init. */
+enum mla_status mla_graphs_capture(struct mla_graphs *graphs);
 void mla_graphs_fini(struct mla_graphs *graphs);
 
 /* mla_layer_run of microbatch `microbatch` of the step on the x of mla_graphs_init: by a graph

@@ -39,6 +39,30 @@ static enum mla_status make_room(struct mla_kvcache *cache, size_t count)
     return status;
 }
 
+static void free_pools(struct mla_kvcache *cache)
+{
+    for (uint32_t i = 0; i < cache->layer_count; i++) {
+        cache->backend->ops->free(cache->backend, cache->pools[i]);
+        cache->pools[i] = NULL;
+    }
+    cache->blocks = 0;
+}
+
+enum mla_status mla_kvcache_resize(struct mla_kvcache *cache, uint32_t blocks)
+{
+    size_t bytes = (size_t)blocks * MLA_BLOCK_TOKENS * (cache->latent + cache->rope) *
+                   mla_dtype_bytes(cache->dtype);
+    enum mla_status status = MLA_OK;
+    free_pools(cache);
+    for (uint32_t i = 0; status == MLA_OK && i < cache->layer_count; i++)
+        status = cache->backend->ops->alloc(cache->backend, bytes, &cache->pools[i]);
+    if (status == MLA_OK)
+        cache->blocks = blocks;
+    else
+        free_pools(cache);
+    return status;
+}
+
 enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *backend,
                                  const struct mla_config *config, enum mla_dtype dtype,
                                  uint32_t layer_count, uint32_t blocks, uint32_t sequences,
@@ -49,7 +73,6 @@ enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *
     void *tables = NULL;
     *cache = (struct mla_kvcache){.backend = backend,
                                   .layer_count = layer_count,
-                                  .blocks = blocks,
                                   .sequences = sequences,
                                   .context_max = context_max,
                                   .table_stride = stride,
@@ -68,9 +91,8 @@ enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *
         status = backend->ops->alloc(backend, entries * sizeof *cache->tables, &tables);
         cache->tables = tables;
     }
-    for (uint32_t i = 0; status == MLA_OK && i < layer_count; i++)
-        status = backend->ops->alloc(backend, blocks * mla_kvcache_block_bytes(config, dtype),
-                                     &cache->pools[i]);
+    if (status == MLA_OK)
+        status = mla_kvcache_resize(cache, blocks);
     if (status != MLA_OK)
         mla_kvcache_fini(cache);
     return status;
@@ -79,8 +101,7 @@ enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *
 void mla_kvcache_fini(struct mla_kvcache *cache)
 {
     struct mla_backend *backend = cache->backend;
-    for (uint32_t i = 0; i < cache->layer_count; i++)
-        backend->ops->free(backend, cache->pools[i]);
+    free_pools(cache);
     if (cache->tables)
         backend->ops->free(backend, cache->tables);
     drop_changes(cache);

@@ -35,6 +35,11 @@ enum mla_status mla_kvcache_init(struct mla_kvcache *cache, struct mla_backend *
                                  uint32_t context_max);
 void mla_kvcache_fini(struct mla_kvcache *cache);
 
+/* Other pools, of `blocks` blocks each, in place of those that were there: what was in them is
+ * lost, block tables stay. Not while a graph or a queued operation uses them. MLA_MEMORY: there are
+ * no pools, and it may be tried again. */
+enum mla_status mla_kvcache_resize(struct mla_kvcache *cache, uint32_t blocks);
+
 /* Applies a plan's block-table changes and block copies. MLA_MALFORMED for ids out of range
  * (nothing was applied), or a device failure. */
 enum mla_status mla_kvcache_apply(struct mla_kvcache *cache, const struct mla_plan_message *plan);

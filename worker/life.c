@@ -28,18 +28,48 @@ enum mla_status outgoing_send(struct executor *executor, struct mla_blob *payloa
                             payload ? payload->bytes : 0);
 }
 
+/* One block id, all layers. */
+static uint64_t block_bytes(const struct executor *executor)
+{
+    const struct mla_shard *shard = executor->shard;
+    return mla_kvcache_block_bytes(&shard->config, executor->options->kv_dtype) *
+           shard->layer_count;
+}
+
+/* How many blocks the pools may have now: before the workspaces are there, at most so many. */
+static enum mla_status count_blocks(struct executor *executor, uint32_t *out)
+{
+    const struct mla_executor_options *options = executor->options;
+    struct mla_backend *backend = executor->backend;
+    uint64_t bytes = options->kv_memory_bytes;
+    enum mla_status status = MLA_OK;
+    if (bytes == 0) {
+        uint64_t free_bytes = 0;
+        status = backend->ops->memory_free(backend, &free_bytes);
+        bytes = mla_size_kv_memory(free_bytes, options->kv_memory_fraction, backend->unified,
+                                   options->local_ranks);
+    }
+    if (status != MLA_OK)
+        return status;
+    uint32_t blocks = mla_size_kv_blocks(bytes, block_bytes(executor));
+    if (blocks == 0) {
+        fprintf(stderr, "a KV cache of %llu bytes holds no block (%llu bytes)\n",
+                (unsigned long long)bytes, (unsigned long long)block_bytes(executor));
+        return MLA_MEMORY;
+    }
+    *out = blocks;
+    return MLA_OK;
+}
+
 static enum mla_status join(struct executor *executor)
 {
     const struct mla_executor_options *options = executor->options;
     const struct mla_shard *shard = executor->shard;
     const struct mla_config *c = &shard->config;
-    uint64_t block_bytes = mla_kvcache_block_bytes(c, options->kv_dtype) * shard->layer_count;
-    uint32_t blocks = mla_size_kv_blocks(options->kv_memory_bytes, block_bytes);
-    if (blocks == 0) {
-        fprintf(stderr, "a KV cache of %llu bytes holds no block (%llu bytes)\n",
-                (unsigned long long)options->kv_memory_bytes, (unsigned long long)block_bytes);
-        return MLA_MEMORY;
-    }
+    uint32_t blocks = 0;
+    enum mla_status counted = count_blocks(executor, &blocks);
+    if (counted != MLA_OK)
+        return counted;
     outgoing_begin(executor, MLA_JOIN);
     struct mla_join *message = &executor->outgoing.u.join;
     *message = (struct mla_join){
@@ -57,7 +87,7 @@ static enum mla_status join(struct executor *executor)
                  .v = c->v},
         .context_max = c->context_max,
         .kv_blocks_max = blocks,
-        .kv_block_bytes = block_bytes,
+        .kv_block_bytes = block_bytes(executor),
         .layer_count = shard->layer_count,
     };
     memcpy(message->layers, shard->layers, sizeof message->layers);
@@ -121,9 +151,9 @@ enum mla_status life_allocate(struct executor *executor)
     if (rows < decode_rows)
         rows = decode_rows;
 
-    enum mla_status status = mla_kvcache_init(
-        &life->cache, backend, &shard->config, executor->options->kv_dtype, shard->layer_count,
-        adopt->kv_blocks, adopt->sequences, adopt->context_max);
+    enum mla_status status =
+        mla_kvcache_init(&life->cache, backend, &shard->config, executor->options->kv_dtype,
+                         shard->layer_count, 1, adopt->sequences, adopt->context_max);
     if (status == MLA_OK)
         status = mla_shard_make_rope_table(shard, backend, adopt->context_max);
     if (status == MLA_OK)
@@ -142,6 +172,50 @@ enum mla_status life_allocate(struct executor *executor)
     life->steps = calloc(adopt->steps, sizeof *life->steps);
     if (status == MLA_OK && !life->steps)
         status = MLA_MEMORY;
+    return status;
+}
+
+/* A layer once, for a prompt in the one block there is. What libraries make on first use is then
+ * there before memory is measured, and not made under the first request. */
+static enum mla_status rehearse(struct executor *executor)
+{
+    struct life *life = &executor->life;
+    struct mla_backend *backend = executor->backend;
+    struct mla_step step = {0};
+    void *out = NULL;
+    uint32_t rows = (uint32_t)life->layer.rows_max;
+    uint32_t tokens = rows < MLA_BLOCK_TOKENS ? rows : MLA_BLOCK_TOKENS;
+    if (tokens > life->cache.context_max)
+        tokens = life->cache.context_max;
+    struct mla_plan_entry entry = {.tokens = tokens};
+    struct mla_plan_microbatch microbatch = {
+        .kind = MLA_PREFILL, .rows = tokens, .padded = rows, .entry_count = 1};
+    struct mla_plan_message plan = {.step = 1,
+                                    .microbatch_count = 1,
+                                    .microbatches = &microbatch,
+                                    .entry_count = 1,
+                                    .entries = &entry};
+    enum mla_status status = mla_step_build(&step, &life->cache, &plan,
+                                            executor->options->chunk_rows, executor->shard->heads);
+    if (status == MLA_OK)
+        status = mla_layer_run(&life->layer, 0, &step.microbatches[0], life->flights.x, &out);
+    if (status == MLA_OK)
+        status = backend->ops->synchronize(backend);
+    mla_step_fini(&step, backend);
+    return status;
+}
+
+enum mla_status life_fill(struct executor *executor)
+{
+    struct life *life = &executor->life;
+    uint32_t blocks = life->adopt.kv_blocks;
+    enum mla_status status = executor->backend->unified ? MLA_OK : rehearse(executor);
+    if (status == MLA_OK && blocks == 0)
+        status = count_blocks(executor, &blocks);
+    if (status == MLA_OK)
+        status = mla_kvcache_resize(&life->cache, blocks);
+    if (status == MLA_OK)
+        status = mla_graphs_capture(&life->graphs);
     return status;
 }
 

@@ -1,7 +1,6 @@
 #include "comm/bootstrap.h"
 #include "worker/executor.h"
 #include "worker/options.h"
-#include "worker/size.h"
 
 #include <assert.h>
 #include <signal.h>
@@ -64,18 +63,6 @@ static enum mla_status make_collective(struct mla_backend *backend, uint32_t ran
     return mla_collective_mpi_create(rank, ranks, out);
 }
 
-/* A share of what is free once the weights are loaded. */
-static enum mla_status choose_kv_memory(const struct mla_worker_options *options,
-                                        struct mla_backend *backend, uint32_t local_ranks,
-                                        uint64_t *bytes)
-{
-    uint64_t free_bytes = 0;
-    enum mla_status status = backend->ops->memory_free(backend, &free_bytes);
-    *bytes =
-        mla_size_kv_memory(free_bytes, options->kv_memory_fraction, backend->unified, local_ranks);
-    return status;
-}
-
 static enum mla_status choose_job(uint64_t *job)
 {
     if (getrandom(job, sizeof *job, 0) != sizeof *job)
@@ -92,6 +79,7 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
                                             .graphs = options->graphs,
                                             .trace = options->trace,
                                             .kv_memory_bytes = options->kv_memory_bytes,
+                                            .kv_memory_fraction = options->kv_memory_fraction,
                                             .chunk_rows = options->chunk_rows,
                                             .connect_timeout_ms = options->connect_timeout_ms,
                                             .poll_us = options->poll_us,
@@ -121,8 +109,6 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
     mla_checkpoint_close(&checkpoint);
     if (status == MLA_OK && executor.kv_dtype == 0)
         executor.kv_dtype = backend->activation;
-    if (status == MLA_OK && executor.kv_memory_bytes == 0)
-        status = choose_kv_memory(options, backend, local_ranks, &executor.kv_memory_bytes);
     executor.local_ranks = local_ranks;
     if (status == MLA_OK) {
         status = mla_executor_run(&executor, backend, collective, &shard);

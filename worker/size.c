@@ -138,7 +138,6 @@ static enum mla_status count_life(const struct mla_config *config,
         executor->collective = &counter.collective;
         executor->shard = shard;
         executor->life.adopt = *options->sizes;
-        executor->life.adopt.kv_blocks = 1;
         status = life_allocate(executor);
         life_end(executor);
     }
@@ -176,7 +175,7 @@ uint64_t mla_size_kv_memory(uint64_t free_bytes, double fraction, bool unified,
                             uint32_t local_ranks)
 {
     if (fraction == 0)
-        fraction = unified ? 0.25 : 0.8;
+        fraction = unified ? 0.25 : 0.95;
     if (unified)
         fraction /= local_ranks;
     return (uint64_t)((double)free_bytes * fraction);

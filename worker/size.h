@@ -33,9 +33,9 @@ enum mla_status mla_size_count(const struct mla_config *config,
                                const struct mla_size_options *options, struct mla_size *out,
                                char *why);
 
-/* What the KV pools of a rank take when --kv-memory doesn't say: a share of what is free once the
- * weights are loaded. fraction 0: the default. unified: the device's memory is the host's, which
- * its ranks share. */
+/* What the KV pools of a rank take when --kv-memory doesn't say: a share of what is free once
+ * weights and workspaces are there. fraction 0: the default. unified: the device's memory is the
+ * host's, which its ranks share. */
 uint64_t mla_size_kv_memory(uint64_t free_bytes, double fraction, bool unified,
                             uint32_t local_ranks);
 /* How many blocks that is. */

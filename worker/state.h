@@ -52,8 +52,11 @@ enum mla_status outgoing_send(struct executor *executor, struct mla_blob *payloa
 enum mla_status life_begin(struct executor *executor);
 /* The decode buckets as they are padded for the ranks; `padded` has room for all. */
 uint32_t life_buckets(const struct mla_adopt *adopt, uint32_t ranks, uint32_t *padded);
-/* Everything that lasts as long as the epoch, from the coordinator's sizes. */
+/* Everything that lasts as long as the epoch, from the coordinator's sizes, with pools of one
+ * block. */
 enum mla_status life_allocate(struct executor *executor);
+/* Then the pools, of what is left or as many blocks as asked for, and the graphs. */
+enum mla_status life_fill(struct executor *executor);
 /* Gives all of it back; the weights stay. */
 void life_end(struct executor *executor);
 /* Unmaps a region; all RUNs that named it were answered. */

@@ -54,6 +54,17 @@ TEST_MODEL(v3_32_heads, real[2], 64)
 TEST_MODEL(v3_64_heads, real[3], 64)
 TEST_MODEL(v3_128_heads, real[4], 1000)
 
+Test(layer_cuda, captured_at_the_start)
+{
+    if (!mla_test_has_gpu())
+        return;
+    begin(&real[0], 64);
+    world_capture();
+    world_check_all();
+    cr_expect_eq(world_graphs.mode, MLA_GRAPHS_START, "graphs were given up");
+    world_end();
+}
+
 Test(layer_cuda, two_open_steps_take_turns)
 {
     if (!mla_test_has_gpu())

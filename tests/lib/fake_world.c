@@ -314,8 +314,12 @@ static void work_one(struct world *world, const struct world_work *work)
     if (message.header.type == MLA_ADOPT) {
         struct mla_worker_message ready = {
             .header = {.type = MLA_READY, .epoch = message.header.epoch}};
-        ready.u.ready =
-            (struct mla_ready){.group = (number - 100) / 32, .rank = (number - 100) % 32};
+        uint32_t rank = (number - 100) % 32;
+        uint32_t asked = message.u.adopt.kv_blocks;
+        ready.u.ready = (struct mla_ready){
+            .group = (number - 100) / 32, .rank = rank, .kv_blocks = asked > 0 ? asked : 64};
+        if (world->pool_blocks[rank] > 0)
+            ready.u.ready.kv_blocks = world->pool_blocks[rank];
         worker_says(world, number, &ready, NULL);
     } else if (message.header.type == MLA_PLAN) {
         for (uint32_t i = 0; i < message.u.plan.microbatch_count; i++) {

@@ -31,10 +31,11 @@ struct world {
     bool refuse_attach[32];              /* ranks with this number can't map any */
     uint8_t *memory[64];                 /* region N, as its client and the workers see it */
     uint64_t attached[64], detached[64]; /* messages about region N */
-    uint8_t generation[64]; /* another one: another connection at the same descriptor */
-    bool mute;              /* workers are adopted and never ready */
-    bool repeat_done;       /* workers send every result twice */
-    bool refuse_client[64]; /* sending to this client fails */
+    uint8_t generation[64];   /* another one: another connection at the same descriptor */
+    uint32_t pool_blocks[32]; /* of rank N; 0: as many as it is asked for, or 64 */
+    bool mute;                /* workers are adopted and never ready */
+    bool repeat_done;         /* workers send every result twice */
+    bool refuse_client[64];   /* sending to this client fails */
     uint32_t dismissals_seen, dismissed_status, alive_seen;
     uint32_t groups_joined, groups_lost, groups_hung; /* as told to a supervisor */
     uint32_t shutdowns_seen, microbatches_seen, padded_rows_seen;

@@ -100,6 +100,8 @@ static void make_expected(void)
     }
 }
 
+static const uint32_t buckets[] = {4, 16, 128};
+
 static void poison(void)
 {
     size_t values = (size_t)BLOCKS * MLA_BLOCK_TOKENS * (cache.latent + cache.rope);
@@ -120,7 +122,6 @@ static void poison(void)
 void world_begin(const struct model *model, struct mla_backend *given, enum mla_dtype kv_dtype,
                  int64_t chunk_rows, double allowed)
 {
-    static const uint32_t buckets[] = {4, 16, 128};
     backend = given;
     tolerance = allowed;
     cr_assert_not_null(mkdtemp(folder));
@@ -146,6 +147,18 @@ void world_begin(const struct model *model, struct mla_backend *given, enum mla_
         mla_graphs_init(&world_graphs, &layer, x, MLA_GRAPHS_LAZY, buckets, COUNT_OF(buckets)),
         MLA_OK);
     plan_begin(&world_plan, 2);
+}
+
+void world_capture(void)
+{
+    mla_graphs_fini(&world_graphs);
+    cr_assert_eq(mla_kvcache_resize(&cache, 1), MLA_OK);
+    cr_assert_eq(
+        mla_graphs_init(&world_graphs, &layer, x, MLA_GRAPHS_START, buckets, COUNT_OF(buckets)),
+        MLA_OK);
+    cr_assert_eq(mla_kvcache_resize(&cache, BLOCKS), MLA_OK);
+    poison();
+    cr_assert_eq(mla_graphs_capture(&world_graphs), MLA_OK);
 }
 
 void world_end(void)

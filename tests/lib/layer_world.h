@@ -28,6 +28,9 @@ extern struct mla_graphs world_graphs;
 void world_begin(const struct model *model, struct mla_backend *backend, enum mla_dtype kv_dtype,
                  int64_t chunk_rows, double tolerance);
 void world_end(void);
+/* Captures all graphs, as at a worker's start-up: after pools of one block gave way to the real
+ * ones. Before the first step. */
+void world_capture(void);
 
 /* Runs the plan, the layers in another order than they stand and every microbatch three times:
  * eagerly, and twice through world_graphs. All must give the same bits, near the expected. */

@@ -39,7 +39,7 @@ static uint64_t *kv_at(struct sim *sim, struct sim_rank *rank, uint32_t layer, u
                        uint32_t position)
 {
     uint32_t block = rank->tables[table][position / MLA_BLOCK_TOKENS];
-    if (block >= sim->core_options.kv_blocks)
+    if (block >= rank->blocks)
         sim_fail(sim, "position %u of table %u has no block", position, table);
     return &rank->kv[layer][block][position % MLA_BLOCK_TOKENS];
 }

@@ -93,6 +93,7 @@ struct sim_rank {
     uint64_t epoch, heard_ns; /* 0: not adopted; when the coordinator answered last */
     bool over;                /* has lost the coordinator, inside a collective */
     uint64_t progress;
+    uint32_t blocks; /* of its pool */
     struct packet *inbox, **inbox_last;
     uint64_t kv[SIM_LAYERS][SIM_BLOCKS_MAX][MLA_BLOCK_TOKENS];
     uint32_t tables[SIM_SEQUENCES_MAX][SIM_BLOCKS_A_SEQUENCE];

@@ -88,7 +88,8 @@ static void adopted(struct sim *sim, uint64_t number, uint64_t r)
     if (!job || !job->rank[r].alive || job->rank[r].epoch == 0)
         return;
     struct mla_worker_message said = {.header = {.type = MLA_READY, .epoch = job->rank[r].epoch}};
-    said.u.ready = (struct mla_ready){.group = job->group, .rank = (uint32_t)r};
+    said.u.ready = (struct mla_ready){
+        .group = job->group, .rank = (uint32_t)r, .kv_blocks = job->rank[r].blocks};
     job_say(sim, job, (uint32_t)r, &said, NULL);
 }
 
@@ -119,6 +120,9 @@ static bool rank_handle(struct sim *sim, struct sim_job *job, uint32_t r)
         rank->inbox_last = &rank->inbox;
     if (header->type == MLA_ADOPT) {
         rank->epoch = message.u.adopt.epoch;
+        rank->blocks = message.u.adopt.kv_blocks;
+        if (rank->blocks == 0) /* as many as fit */
+            rank->blocks = random_within(&sim->random, 4, SIM_BLOCKS_MAX);
         rank->heard_ns = sim->now_ns;
         rank->beat = link_connect(sim, LINK_BEAT, job_owner(job, r))->number;
         sim_at(sim, random_within(&sim->random, 0, 20) * SIM_MS, adopted, job->number, r);

@@ -289,7 +289,7 @@ static void choose_options(struct sim *sim)
     sim->group_count = options->groups = random_within(random, 1, SIM_GROUPS_MAX);
     sim->ranks = random_within(random, 1, SIM_RANKS_MAX);
     sim->client_count = random_within(random, 1, SIM_CLIENTS_MAX);
-    options->kv_blocks = random_within(random, 4, SIM_BLOCKS_MAX);
+    options->kv_blocks = random_chance(random, 500) ? 0 : random_within(random, 4, SIM_BLOCKS_MAX);
     options->context_max = SIM_CONTEXT_MAX;
     options->sequences_max = random_within(random, 2, SIM_SEQUENCES_MAX);
     options->steps_open_max = random_within(random, 1, 4);

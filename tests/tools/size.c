@@ -192,8 +192,8 @@ static enum mla_status find(struct sizing *sizing)
         return status;
     }
     uint32_t sharers = sizing->cpu ? sizing->gpus : 1; /* of one memory */
-    uint64_t weights = sizing->size.weights * sharers;
-    uint64_t unused = sizing->memory > weights ? sizing->memory - weights : 0;
+    uint64_t others = (sizing->size.weights + sizing->size.workspaces) * sharers;
+    uint64_t unused = sizing->memory > others ? sizing->memory - others : 0;
     if (sizing->kv_memory == 0)
         sizing->kv_memory = mla_size_kv_memory(unused, sizing->kv_fraction, sizing->cpu, sharers);
     sizing->known = sizing->kv_memory > 0 || sizing->memory > 0;

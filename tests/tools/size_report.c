@@ -110,7 +110,7 @@ void sizing_print(const struct sizing *sizing)
     if (sizing->memory) {
         print_bytes("left", sizing->left);
         if (graphs(sizing))
-            printf("   for CUDA, cuBLAS, NCCL and %u graphs", graphs(sizing));
+            printf("   less what CUDA, cuBLAS and NCCL take; for %u graphs", graphs(sizing));
         puts("");
     }
     printf("each token      %" PRIu64 " bytes of KV cache, on every rank of its group\n",

@@ -190,6 +190,50 @@ Test(life, epochs_go_on_from_the_one_that_was_given)
     world_fini(&world);
 }
 
+static uint32_t blocks_total(void)
+{
+    struct mla_stats stats;
+    world_stats(&world, &stats);
+    return (uint32_t)stats.blocks_total;
+}
+
+Test(life, the_smallest_pool_of_a_group_counts)
+{
+    struct mla_core_options options;
+    world_small_options(&options);
+    options.kv_blocks = 0;
+    world_init(&world, &options, 3);
+    cr_assert_eq(blocks_total(), 64);
+    world.pool_blocks[0] = 40;
+    world.pool_blocks[1] = 7;
+    world_join(&world, 0, 1000);
+    cr_assert_eq(mla_core_groups_ready(world.core), 1);
+    cr_assert_eq(blocks_total(), 7);
+    cr_assert_eq(world_hello(&world, 0), MLA_OK);
+    struct mla_open_entry entry = {1, 0, 7 * 64 + 1};
+    cr_assert_eq(world_open(&world, 0, 1, &entry, 1), MLA_KV_FULL);
+    entry.tokens--;
+    cr_assert_eq(world_open(&world, 0, 1, &entry, 1), MLA_OK);
+    world_fini(&world);
+}
+
+/* As many as were asked for, or a number at all. */
+Test(life, a_pool_of_another_size_than_asked_for_is_refused)
+{
+    for (int i = 0; i < 3; i++) {
+        struct mla_core_options options;
+        world_small_options(&options);
+        options.kv_blocks = i == 0 ? 64 : 0;
+        world_init(&world, &options, 2);
+        world.pool_blocks[1] = (const uint32_t[]){63, MLA_BLOCKS_MAX + 1, UINT32_MAX}[i];
+        world_join(&world, 0, 1000);
+        cr_expect_eq(mla_core_groups_ready(world.core), 0);
+        cr_expect_eq(world.dismissals_seen, 4, "the first job's, and this one's");
+        cr_expect_eq(world.dismissed_status, MLA_GROUP_LOST);
+        world_fini(&world);
+    }
+}
+
 Test(life, an_impossible_cache_is_told_as_a_wrong_option)
 {
     struct mla_core_options options;

@@ -38,6 +38,19 @@ Test(graphs, every_way_through_the_layer)
     cr_expect_eq(recording.destroyed, captured);
 }
 
+/* As a worker starts: all are there before the first step, and no step captures more. */
+Test(graphs, captured_at_the_start)
+{
+    begin();
+    world_capture();
+    cr_expect_eq(recording.captured, 6, "two layers, three buckets");
+    world_check_all();
+    cr_expect_eq(recording.captured, 6);
+    cr_expect_gt(recording.replayed, 0);
+    world_end();
+    cr_expect_eq(recording.destroyed, 6);
+}
+
 /* The second of a step's two runs replays what the first captured; the next step's both do. */
 Test(graphs, captured_once)
 {

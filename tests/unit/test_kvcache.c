@@ -78,6 +78,26 @@ static void expect_table(uint32_t table, uint32_t first, const int32_t *wanted, 
     cr_expect_arr_eq(found, wanted, count * sizeof *wanted, "table %u on the device", table);
 }
 
+/* Tables stay, blocks past the new end are refused, and all of the new pools can be used. */
+Test(kvcache, other_pools)
+{
+    uint32_t ids[] = {4, BLOCKS - 1};
+    plan_table(&plan, 1, 0, ids, 2);
+    cr_assert_eq(mla_kvcache_apply(&cache, &plan.message), MLA_OK);
+    cr_assert_eq(mla_kvcache_resize(&cache, 3), MLA_OK);
+    expect_table(1, 0, (const int32_t[]){4, BLOCKS - 1}, 2);
+    plan_begin(&plan, 2);
+    plan_copy(&plan, 0, 3);
+    cr_expect_eq(mla_kvcache_apply(&cache, &plan.message), MLA_MALFORMED);
+    cr_assert_eq(mla_kvcache_resize(&cache, BLOCKS), MLA_OK);
+    fill_blocks();
+    plan_begin(&plan, 3);
+    plan_copy(&plan, 0, BLOCKS - 1);
+    cr_assert_eq(mla_kvcache_apply(&cache, &plan.message), MLA_OK);
+    for (uint32_t layer = 0; layer < LAYERS; layer++)
+        expect_block(layer, BLOCKS - 1, 0);
+}
+
 Test(kvcache, sizes)
 {
     cr_expect_eq(block_bytes, 1792); /* 64 rows of 7 values */

@@ -183,7 +183,7 @@ Test(size, heads_that_cannot_be_shared_out)
 
 Test(size, kv_share)
 {
-    cr_expect_eq(mla_size_kv_memory(1000, 0, false, 4), 800);
+    cr_expect_eq(mla_size_kv_memory(1000, 0, false, 4), 950);
     cr_expect_eq(mla_size_kv_memory(1000, 0, true, 4), 62);
     cr_expect_eq(mla_size_kv_memory(1000, 0.5, false, 4), 500);
     cr_expect_eq(mla_size_kv_memory(1000, 0.5, true, 4), 125);

@@ -198,6 +198,7 @@ static uint32_t build_body(uint16_t type, uint32_t count, bool shared)
     case MLA_READY:
         RANDOM(ready.group);
         RANDOM(ready.rank);
+        RANDOM(ready.kv_blocks);
         return 0;
     case MLA_PLAN:
         plan_message();
