@@ -13,6 +13,17 @@ mla_fail() {
     exit "$1"
 }
 
+# mla_host_environment NETWORK: what ranks need to know of the host they are on. NCCL asks for an
+# interface by its name, and the same network has other names on other hosts. NETWORK - is unknown.
+mla_host_environment() {
+    local name
+    # PMIx otherwise warns of shared memory it could not map in some containers.
+    export PMIX_MCA_gds=${PMIX_MCA_gds:-hash}
+    [[ $1 != - && -z ${NCCL_SOCKET_IFNAME:-} ]] || return 0
+    read -r _ name _ < <(ip -o -4 addr show up to "$1") || return 0
+    export NCCL_SOCKET_IFNAME="=$name"
+}
+
 # Process ids of the sessions whose leaders are given. mpirun puts every rank into a process group
 # of its own but leaves it in the session, so a session finds all that mpirun started, also after
 # mpirun has died. /proc, because ps and pkill are not everywhere.

@@ -296,6 +296,9 @@ enum mla_status mla_backend_cpu_create(int threads, struct mla_backend **out);
 
 /* NVIDIA GPUs from sm_80 on; activations are bf16. In a build without CUDA there are none. */
 int mla_backend_cuda_count(void);
+/* Where a device below that count is on the PCI bus: "0000:3B:00.0"; "" when it can't be told. */
+enum { MLA_BUS_ID_BYTES = 32 };
+void mla_backend_cuda_bus_id(int device, char out[MLA_BUS_ID_BYTES]);
 /* The backend on a device below that count, of the calling thread's context. Not thread-safe.
  * MLA_MEMORY, MLA_OPTION (too old a GPU), MLA_INTERNAL. */
 enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out);

@@ -8,6 +8,12 @@ int mla_backend_cuda_count(void)
     return 0;
 }
 
+void mla_backend_cuda_bus_id(int device, char out[MLA_BUS_ID_BYTES])
+{
+    (void)device;
+    out[0] = '\0';
+}
+
 enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out)
 {
     (void)device;

@@ -1,5 +1,6 @@
 #include "comm/bootstrap.h"
 #include "worker/executor.h"
+#include "worker/numa.h"
 #include "worker/options.h"
 
 #include <assert.h>
@@ -34,21 +35,38 @@ static int check(const struct mla_worker_options *options)
     return 0;
 }
 
+/* Ranks of one host share its cores, unless somebody has said how. */
+static int choose_threads(const struct mla_worker_options *options, uint32_t local_ranks)
+{
+    cpu_set_t allowed;
+    if (options->threads > 0 || getenv("OMP_NUM_THREADS") ||
+        sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+        return (int)options->threads;
+    int threads = CPU_COUNT(&allowed) / (int)local_ranks;
+    return threads > 0 ? threads : 1;
+}
+
 /* A GPU for every rank of this host, or none: two ranks can't share one. */
 static enum mla_status make_backend(const struct mla_worker_options *options, uint32_t local_rank,
                                     uint32_t local_ranks, struct mla_backend **out)
 {
-    uint64_t enough = (uint64_t)mla_backend_cuda_count() >= local_ranks;
+    uint64_t enough = (uint64_t)mla_backend_cuda_count() >= options->device + local_ranks;
+    int device = (int)(options->device + local_rank);
+    char bus_id[MLA_BUS_ID_BYTES];
     enum mla_status status = mla_bootstrap_min(&enough);
     if (status != MLA_OK)
         return status;
     if (options->backend == MLA_WORKER_CPU || (options->backend == MLA_WORKER_AUTO && !enough))
-        return mla_backend_cpu_create((int)options->threads, out);
+        return mla_backend_cpu_create(choose_threads(options, local_ranks), out);
     if (!enough) {
-        fprintf(stderr, "%d GPUs here for %u ranks\n", mla_backend_cuda_count(), local_ranks);
+        fprintf(stderr, "%d GPUs here for %u ranks from GPU %u on\n", mla_backend_cuda_count(),
+                local_ranks, options->device);
         return MLA_OPTION;
     }
-    return mla_backend_cuda_create((int)local_rank, out);
+    mla_backend_cuda_bus_id(device, bus_id);
+    if (options->bind) /* before anything allocates or starts threads */
+        mla_numa_bind("/sys", bus_id);
+    return mla_backend_cuda_create(device, out);
 }
 
 /* NCCL between GPUs, MPI between CPUs. */

@@ -20,6 +20,9 @@ static const char help[] =
     "  --layers A-B           layers to serve (all that the checkpoint has)\n"
     "  --backend B            where to compute: cpu, cuda, or auto: cuda where there is a GPU\n"
     "                         for every rank of this host (auto)\n"
+    "  --device N             the GPU of the job's first rank on this host, from 0; the others\n"
+    "                         have the next ones (0)\n"
+    "  --bind gpu|none        gpu: run on the processors near the rank's GPU (gpu)\n"
     "  --graphs G             decode layers as captured CUDA graphs: start (captured before the\n"
     "                         rank is ready), lazy (when first needed) or off (start)\n"
     "  --kv-dtype f32|bf16    KV cache (cpu: f32, cuda: bf16)\n"
@@ -27,7 +30,7 @@ static const char help[] =
     "  --kv-memory-fraction F without --kv-memory, this share of what is free once weights and\n"
     "                         workspaces are there; graphs take from the rest (cuda: 0.95, cpu:\n"
     "                         0.25, shared by the ranks of a host)\n"
-    "  --threads N            OpenMP threads (OMP_NUM_THREADS, or all cores)\n"
+    "  --threads N            OpenMP threads (OMP_NUM_THREADS, or the job's share of all cores)\n"
     "  --context-chunk N      cached tokens that prefill expands at a time (1024)\n"
     "  --connect-timeout-ms N how long to wait for a coordinator, also for the next one when it\n"
     "                         goes (60000)\n"
@@ -48,6 +51,8 @@ enum option_id {
     OPTION_GROUP,
     OPTION_LAYERS,
     OPTION_BACKEND,
+    OPTION_DEVICE,
+    OPTION_BIND,
     OPTION_GRAPHS,
     OPTION_KV_DTYPE,
     OPTION_KV_MEMORY,
@@ -70,6 +75,8 @@ static const struct option options[] = {
     {"group", required_argument, NULL, OPTION_GROUP},
     {"layers", required_argument, NULL, OPTION_LAYERS},
     {"backend", required_argument, NULL, OPTION_BACKEND},
+    {"device", required_argument, NULL, OPTION_DEVICE},
+    {"bind", required_argument, NULL, OPTION_BIND},
     {"graphs", required_argument, NULL, OPTION_GRAPHS},
     {"kv-dtype", required_argument, NULL, OPTION_KV_DTYPE},
     {"kv-memory", required_argument, NULL, OPTION_KV_MEMORY},
@@ -151,6 +158,11 @@ static bool set(void *context, int id, const char *text)
         return mla_parse_range(text, UINT16_MAX, &out->layer_first, &out->layer_last);
     case OPTION_BACKEND:
         return set_backend(text, out);
+    case OPTION_DEVICE:
+        return set_number(text, 0, 1023, &out->device);
+    case OPTION_BIND:
+        out->bind = strcmp(text, "gpu") == 0;
+        return out->bind || strcmp(text, "none") == 0;
     case OPTION_GRAPHS:
         return set_graphs(text, out);
     case OPTION_TRACE:
@@ -192,6 +204,7 @@ enum mla_status mla_worker_options_parse(int argc, char **argv, struct mla_worke
                                        .chunk_rows = MLA_CONTEXT_CHUNK,
                                        .connect_timeout_ms = 60000,
                                        .poll_us = 1000,
+                                       .bind = true,
                                        .graphs = MLA_GRAPHS_START};
     enum mla_status status = mla_parse_options(argc, argv, options, help, set, out);
     if (status != MLA_OK)

@@ -12,13 +12,14 @@ struct mla_worker_options {
     const char *curve_keys;           /* NULL: none */
     uint32_t group, ranks;            /* ranks: for --check only */
     uint32_t layer_first, layer_last; /* first > last: all */
+    uint32_t device;                  /* the GPU of this host's first rank */
     uint32_t threads, chunk_rows, connect_timeout_ms, poll_us;
     enum mla_worker_backend { MLA_WORKER_AUTO, MLA_WORKER_CPU, MLA_WORKER_CUDA } backend;
     enum mla_graphs_mode graphs;
     enum mla_dtype kv_dtype;  /* 0: the backend's activation dtype */
     uint64_t kv_memory_bytes; /* 0: a share of what there is */
     double kv_memory_fraction;
-    bool check, spin;
+    bool check, spin, bind;
 };
 
 /* As mla_coordinator_options_parse. */

@@ -376,6 +376,14 @@ int mla_backend_cuda_count(void)
     return count;
 }
 
+void mla_backend_cuda_bus_id(int device, char out[MLA_BUS_ID_BYTES])
+{
+    if (cudaDeviceGetPCIBusId(out, MLA_BUS_ID_BYTES, device) != cudaSuccess) {
+        cudaGetLastError();
+        out[0] = '\0';
+    }
+}
+
 static enum mla_status open_device(struct mla_cuda *cuda)
 {
     struct cudaDeviceProp properties;

@@ -13,7 +13,7 @@ finish() {
     fi
     # A service that was killed leaves its shared memory, in a folder of the same name.
     for service in "$dir"/mla-serve.*; do
-        rm -rf "/dev/shm/${service##*/}"
+        rm -rf "/dev/shm/${service##*/}".*
     done
     rm -rf "$dir"
     exit "$code"
