@@ -17,8 +17,12 @@ from mla_client._region import Region
 
 _RECONNECT_MS = 20  # of ZeroMQ, until there is a service to connect to
 _KEY_CHARACTERS = 40
-_DENIED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-_WATCHED = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | _DENIED
+_DENIED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_WATCHED = zmq.EVENT_DISCONNECTED | _DENIED
 _HEADER_BYTES = _wire.HEADER.size
 
 _request_ids = itertools.count(1)  # of all connections: one that was used once never comes again
@@ -71,7 +75,9 @@ class Request:
     def finish(self) -> None:
         if self.hook is None or self.hook(self):
             self.done = True
-            for tell in self.waiters:
+            self.hook = None  # it may know the request: nothing may wait for the garbage collector
+            waiters, self.waiters = self.waiters, []
+            for tell in waiters:
                 tell()
 
     def error(self) -> errors.MlaError | None:

@@ -29,6 +29,7 @@ REPEAT_S = 5.0  # a request that has no reply then is sent again
 # Those of which a second copy has the same answer. RUN is too expensive to be sent on suspicion.
 _REPEATED = frozenset({_wire.HELLO, _wire.OPEN, _wire.CLOSE, _wire.TRUNCATE, _wire.STATS})
 _CONNECTIONS_MAX = 3  # that one call tries, when they end under it
+_REFUSED_MAX = 3
 _AGAIN_S = 0.05
 _SEND_AGAIN_S = 0.002
 _MIB = 1 << 20
@@ -124,6 +125,7 @@ class Session:
             return self.connection
 
     async def _connect(self, until: float) -> Connection:
+        refused = 0
         while True:
             connection = Connection(self._context, self.endpoint, self._keys)
             try:
@@ -131,10 +133,12 @@ class Session:
                 self.info = await self._hello(connection, until)
                 connection.runs_max = self.info.runs_queued_max
                 await self._share(connection, self.info, until)
-            except errors.ConnectionLost:
-                # The service is just about to end, or to begin.
-                connection.end(errors.ConnectionLost("it was given up"))
-                if time.monotonic() >= until:
+            except (errors.ConnectionLost, errors.AccessDenied) as error:
+                # The service is just about to end, or to begin. But who is refused again and again
+                # has the wrong key: a wrong one of the service's looks like that.
+                connection.end(error)
+                refused += isinstance(error, errors.AccessDenied)
+                if time.monotonic() >= until or refused == _REFUSED_MAX:
                     raise
                 await self._waiter.sleep(_AGAIN_S)
             except BaseException:
