@@ -58,7 +58,10 @@ static enum mla_status read_key(const char *folder, const char *name, const char
     line[strcspn(line, "\n")] = '\0';
     if (!read || !decode(line, key))
         return complain(path, "this is no key", MLA_OPTION);
-    if (secret && (info.st_mode & 077))
+    /* A secret that root hands to a service (a volume of Kubernetes, a credential of systemd) is
+     * root's, and readable by the service's group. */
+    mode_t others = info.st_uid == 0 && geteuid() != 0 ? 037 : 077;
+    if (secret && (info.st_mode & others))
         return complain(path, "others can read this secret; chmod 600", MLA_OPTION);
     memcpy(out, line, MLA_KEY_BYTES);
     return MLA_OK;

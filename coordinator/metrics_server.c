@@ -39,11 +39,13 @@ static void answer_metrics(struct mla_metrics_server *server, struct answer *ans
     answer->code = answer->text ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE;
 }
 
-static void answer_health(struct mla_metrics_server *server, struct answer *answer)
+/* Whether all groups are ready; `alive`: whether the coordinator's loop goes round, which is not
+ * helped by starting it again when it does. */
+static void answer_health(struct mla_metrics_server *server, bool alive, struct answer *answer)
 {
     pthread_mutex_lock(&server->lock);
     bool fresh = mla_now_ns() < server->published_ns + FRESH_S * 1000000000ull;
-    answer->code = fresh && server->healthy ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE;
+    answer->code = fresh && (alive || server->healthy) ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE;
     snprintf(answer->sentence, sizeof answer->sentence, "%s\n",
              fresh ? server->sentence : "the coordinator does not answer");
     pthread_mutex_unlock(&server->lock);
@@ -55,7 +57,7 @@ static enum MHD_Result handle(void *context, struct MHD_Connection *connection, 
 {
     struct answer answer = {.code = MHD_HTTP_NOT_FOUND,
                             .type = "text/plain; charset=utf-8",
-                            .sentence = "there are /metrics and /healthz\n"};
+                            .sentence = "there are /metrics, /healthz and /livez\n"};
     (void)version;
     (void)upload;
     (void)request;
@@ -69,7 +71,9 @@ static enum MHD_Result handle(void *context, struct MHD_Connection *connection, 
     } else if (strcmp(url, "/metrics") == 0) {
         answer_metrics(context, &answer);
     } else if (strcmp(url, "/healthz") == 0) {
-        answer_health(context, &answer);
+        answer_health(context, false, &answer);
+    } else if (strcmp(url, "/livez") == 0) {
+        answer_health(context, true, &answer);
     }
     struct MHD_Response *response =
         answer.text ? MHD_create_response_from_buffer(strlen(answer.text), answer.text,

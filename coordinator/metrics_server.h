@@ -19,8 +19,8 @@ void mla_metrics_server_destroy(struct mla_metrics_server **server);
 
 /* Where the next page is to be written, MLA_METRICS_PAGE_BYTES. */
 char *mla_metrics_server_draft(struct mla_metrics_server *server);
-/* What GET /metrics (the draft) and GET /healthz (200 when healthy, else 503, and the sentence)
- * answer from now on; /healthz for 5 s. */
+/* What GET /metrics (the draft), GET /healthz (200 when healthy, else 503, and the sentence) and
+ * GET /livez (200) answer from now on; /healthz and /livez for 5 s. */
 void mla_metrics_server_publish(struct mla_metrics_server *server, bool healthy,
                                 const char *sentence);
 

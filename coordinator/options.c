@@ -36,10 +36,12 @@ static const char help[] =
     "                          take in f32 at a hidden size of 8192)\n"
     "  --memory-max BYTES      bound on address space; clients that send without end are dropped\n"
     "                          before (--payload-memory + 16G above what start-up takes)\n"
-    "  --metrics ADDRESS:PORT  serve /metrics (Prometheus) and /healthz there, over HTTP, to\n"
-    "                          everybody who can reach it (nowhere)\n"
+    "  --metrics ADDRESS:PORT  serve /metrics (Prometheus), /healthz and /livez there, over HTTP,\n"
+    "                          to everybody who can reach it (nowhere)\n"
     "  --curve-keys DIR        keys of mla-keys: tcp endpoints are encrypted and take only those\n"
     "                          keys that clients.allow and workers.allow name\n"
+    "  --keep-workers          told to end, leave the workers: they wait for the next coordinator\n"
+    "                          with their weights (mla-worker --connect-timeout-ms)\n"
     "  --insecure              allow tcp endpoints that other hosts can reach without keys, and\n"
     "                          ipc endpoints in folders that other users can enter\n"
     "  --spin                  look for messages without sleeping, which saves waking up in every\n"
@@ -67,6 +69,7 @@ enum option_id {
     OPTION_MEMORY,
     OPTION_KEYS,
     OPTION_METRICS,
+    OPTION_KEEP_WORKERS,
     OPTION_INSECURE,
     OPTION_HELP,
     OPTION_NUMBER, /* the first of those in `numbers` */
@@ -112,6 +115,7 @@ static const struct option options[] = {
     {"memory-max", required_argument, NULL, OPTION_MEMORY},
     {"metrics", required_argument, NULL, OPTION_METRICS},
     {"curve-keys", required_argument, NULL, OPTION_KEYS},
+    {"keep-workers", no_argument, NULL, OPTION_KEEP_WORKERS},
     {"insecure", no_argument, NULL, OPTION_INSECURE},
     {"help", no_argument, NULL, OPTION_HELP},
     {"groups", required_argument, NULL, OPTION_NUMBER},
@@ -170,6 +174,9 @@ static bool set(void *context, int id, const char *text)
     case OPTION_METRICS:
         out->metrics = text;
         return *text != '\0';
+    case OPTION_KEEP_WORKERS:
+        out->keep_workers = true;
+        return true;
     case OPTION_INSECURE:
         out->insecure = true;
         return true;

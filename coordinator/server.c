@@ -278,7 +278,8 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
                mla_channel_endpoint(server.clients));
         fflush(stdout);
         serve(&server, &core);
-        mla_core_shutdown(server.core);
+        if (!options->keep_workers)
+            mla_core_shutdown(server.core);
     }
     mla_metrics_server_destroy(&server.metrics);
     /* The core lets go of received frames before their sockets end. */

@@ -12,6 +12,7 @@ struct mla_server_options {
     bool spin;                 /* never sleep */
     const char *metrics;       /* address:port of the metrics page; NULL: none */
     const char *curve_keys;    /* folder of keys for tcp endpoints; NULL: none */
+    bool keep_workers;         /* at the end they are not told to end, and wait for the next one */
     bool insecure;             /* endpoints may be open to others without keys */
     uint64_t frame_bytes_max;  /* of one frame; 0: see mla_server_run */
     uint64_t memory_bytes_max; /* address space; 0: see mla_server_run */

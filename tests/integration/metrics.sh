@@ -20,9 +20,11 @@ expect() {
     --metrics 127.0.0.1:0 >"$dir/alone.out" 2>"$dir/alone.log" &
 alone=$!
 mla_get "$(mla_metrics_port "$dir/alone.log")" /healthz >"$dir/health"
+mla_get "$(mla_metrics_port "$dir/alone.log")" /livez >"$dir/live"
 kill "$alone"
 wait "$alone"
 [[ $(head -n 1 "$dir/health") == *' 503 '* ]] || mla_fail 1 "healthy without workers"
+[[ $(head -n 1 "$dir/live") == *' 200 '* ]] || mla_fail 1 "not alive without workers"
 grep -qx '0 of 1 groups are ready' "$dir/health" || mla_fail 1 "no sentence in /healthz"
 code=0
 "$mla_bin/mla-coordinator" --endpoint "ipc://$dir/c" --workers "ipc://$dir/w" \
@@ -90,10 +92,6 @@ awk '
         if (sample != name || $2 !~ /^[0-9.e+-]+$/ || NF != 2) exit 1
         if ((type == "counter") != (name ~ /_total$/)) exit 1
     }' "$dir/page" || mla_fail 1 "the page is not in Prometheus' format"
-if command -v promtool >/dev/null; then
-    promtool check metrics <"$dir/page"
-else
-    echo "SKIPPED: promtool (Debian's package prometheus) is not here to check the page"
-fi
+promtool check metrics <"$dir/page"
 mla_stop
 mla_nothing_left

@@ -125,6 +125,22 @@ Test(keys, files_that_are_wrong)
     }
 }
 
+/* Another user can read what root gives to a group of it, and nothing that all can read. */
+Test(keys, secrets_that_root_hands_over)
+{
+    struct mla_keys keys;
+    if (geteuid() != 0)
+        cr_skip_test("only root can hand over files");
+    cr_assert_eq(mla_keys_make(keys_at), MLA_OK);
+    cr_assert_eq(chmod(keys_at, 0755), 0);
+    cr_assert_eq(chmod(file("client.key"), 0640), 0);
+    cr_assert_eq(chmod(file("worker.key"), 0644), 0);
+    cr_assert_eq(seteuid(65534), 0);
+    cr_expect_eq(mla_keys_read(keys_at, "client", &keys), MLA_OK);
+    cr_expect_eq(mla_keys_read(keys_at, "worker", &keys), MLA_OPTION);
+    cr_assert_eq(seteuid(0), 0);
+}
+
 Test(keys, lists_that_are_wrong)
 {
     static struct mla_key_list list;
