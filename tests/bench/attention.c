@@ -209,6 +209,7 @@ static enum mla_status run(struct mla_timer *timer, const void *context)
             status = measure(timer, o, &o->shapes.at[i], o->heads[h], &results);
     json_object_set_new(root, "rows_per_sequence", json_integer(o->rows));
     json_object_set_new(root, "unequal", json_boolean(o->unequal));
+    json_object_set_new(root, "seed", json_integer((json_int_t)o->seed));
     return mla_bench_end(&o->common, status, root, &results);
 }
 

@@ -7,5 +7,6 @@ int mla_bench_replay(int argc, char **argv);
 int mla_bench_layer(int argc, char **argv);
 int mla_bench_attention(int argc, char **argv);
 int mla_bench_prefill(int argc, char **argv);
+int mla_bench_compare(int argc, char **argv);
 
 #endif

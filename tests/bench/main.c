@@ -12,6 +12,7 @@ static const char usage[] = "usage: mla-bench COMMAND ...\n"
                             "  layer      runs one layer in this process\n"
                             "  attention  runs decode attention alone\n"
                             "  prefill    runs prefill attention alone\n"
+                            "  compare    sets such times beside a peer's\n"
                             "  gpus       prints how many GPUs can be used\n"
                             "\n"
                             "mla-bench COMMAND --help tells the options of a command.\n";
@@ -28,9 +29,13 @@ static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
 } commands[] = {
-    {"run", mla_bench_run},         {"replay", mla_bench_replay},
-    {"layer", mla_bench_layer},     {"attention", mla_bench_attention},
-    {"prefill", mla_bench_prefill}, {"gpus", gpus},
+    {"run", mla_bench_run},
+    {"replay", mla_bench_replay},
+    {"layer", mla_bench_layer},
+    {"attention", mla_bench_attention},
+    {"prefill", mla_bench_prefill},
+    {"compare", mla_bench_compare},
+    {"gpus", gpus},
 };
 
 int main(int argc, char **argv)
