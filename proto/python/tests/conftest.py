@@ -8,7 +8,7 @@ import pytest
 
 import mla_client
 from golden import Case
-from service import Service
+from service import Service, within
 
 # So little of everything that each of it can run out.
 SMALL = (
@@ -23,20 +23,31 @@ def service() -> Iterator[Service]:
         yield running
 
 
+def alone(client: mla_client.Client) -> None:
+    """The service has noticed that the clients before are gone."""
+
+    def nobody_else() -> bool:
+        stats = client.stats()
+        return (stats.clients, stats.sequences, stats.steps_open) == (1, 0, 0)
+
+    within(20, nobody_else)
+
+
 @pytest.fixture(params=["shared", "inline"])
 def client(service: Service, request: pytest.FixtureRequest) -> Iterator[mla_client.Client]:
     """Once with shared memory and once without."""
     shared = request.param == "shared"
     with mla_client.Client(service.endpoint, timeout=20, shared_memory=shared) as client:
         assert client.shared == shared
+        alone(client)
         yield client
-    # Nothing of it may be left to the next one.
 
 
 @pytest.fixture
 def one(service: Service) -> Iterator[mla_client.Client]:
     """A client for what has nothing to do with payloads."""
     with mla_client.Client(service.endpoint, timeout=20) as client:
+        alone(client)
         yield client
 
 

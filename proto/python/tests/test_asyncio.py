@@ -86,21 +86,3 @@ def test_all_calls(service: Service, case: Case) -> None:
             await client.stats()
 
     asyncio.run(main())
-
-
-def test_a_run_that_is_cancelled(service: Service, case: Case) -> None:
-    """The step waits for it all the same, and the client goes on."""
-
-    async def main() -> None:
-        async with AsyncClient(service.endpoint, timeout=20) as client:
-            with pytest.raises(asyncio.CancelledError):
-                async with client.step([Entry(1, 0, 200)]) as step:
-                    task = asyncio.ensure_future(step.run(0, case.inputs[0, 4]))
-                    await asyncio.sleep(0)
-                    task.cancel()
-                    await task
-            y = await client.run_layer([Entry(1, 0, 200)], 0, case.inputs[0, 4])
-            assert error(y, case.outputs[0, 4]) < TOLERANCE
-            await client.free(1)
-
-    asyncio.run(main())

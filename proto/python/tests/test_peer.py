@@ -29,6 +29,13 @@ def kinds(peer: Peer) -> list[int]:
     return [asked.kind for asked in peer.asked]
 
 
+def run_reply(run: Asked) -> Answer:
+    """For a RUN that was asked for earlier."""
+    payload = run.payload or b""
+    head = _wire.HEADER.pack(_wire.MAGIC, 1, 0x83, run.id, 1, 0, 0, 0, 56, len(payload))
+    return Answer(raw=[head + run.body[:12] + bytes(44), payload])
+
+
 def refusing(kind: int, *answers: Answer | None) -> Script:
     """As usual, but for the first requests of that kind."""
     left = list(answers)
@@ -121,18 +128,13 @@ def test_replies_overtake_each_other(peer: Peer) -> None:
             held.append(asked)
             if len(held) < 3:
                 return []
-            return [
-                Answer(raw=[
-                    _wire.HEADER.pack(_wire.MAGIC, 1, 0x83, run.id, 1, 0, 0, 0, 56,
-                                      len(run.payload or b"")) + run.body[:12] + bytes(44),
-                    run.payload or b"",
-                ])
-                for run in reversed(held)
-            ]  # fmt: skip
+            return [run_reply(run) for run in reversed(held)]
 
         peer.script = reverse
-        futures = [step.submit(0, X + i) for i in range(3)]
+        futures = [step.submit(0, X), step.submit(0, X + 1)]
         assert not futures[0].done()
+        futures.append(step.submit(0, X + 2))
+        assert client.first(futures) is futures[2]
         for i in (1, 0, 2):
             np.testing.assert_array_equal(futures[i].result(), X + i)
         assert all(future.done() for future in futures)
@@ -163,6 +165,10 @@ def test_a_run_without_a_reply(peer: Peer) -> None:
         future = step.submit(0, X)
         with pytest.raises(mla_client.Timeout):
             future.result(timeout=0.05)
+        with pytest.raises(mla_client.Timeout):
+            client.first([future], timeout=0.05)
+        with pytest.raises(ValueError, match="no futures"):
+            client.first([])
         np.testing.assert_array_equal(step.run(0, X), X)
         with pytest.raises(mla_client.Timeout):
             future.result()
@@ -231,6 +237,7 @@ def test_a_layer_that_failed_is_not_committed(peer: Peer) -> None:
         [_wire.HEADER.pack(_wire.MAGIC, 2, 0x88, 0, 0, 0, 0, 0, 0, 0)],
         [_wire.HEADER.pack(_wire.MAGIC, 1, 0x88, 0, 0, 0, 0, 0, 5, 0)],
         [_wire.HEADER.pack(_wire.MAGIC, 1, 0x88, 0, 0, 0, 0, 0, 0, 9)],
+        [_wire.HEADER.pack(_wire.MAGIC, 1, 0x88, 0, 0, 0, 0, 0, 0, 9), b"8 or 9?"],
         [_wire.HEADER.pack(_wire.MAGIC, 1, 0x80, 0, 0, 1, 0, 0, 5, 0) + b"wrong"],
         [_wire.HEADER.pack(_wire.MAGIC, 1, 0x88, 0, 0, 0, 0, 0, 0, 1), b"1", b"2"],
     ],
@@ -252,9 +259,10 @@ def test_replies_of_a_wrong_type_or_length(peer: Peer) -> None:
             with pytest.raises(mla_client.ProtocolError):
                 client.stats()
         step = client.step(ENTRIES)
-        peer.script = refusing(_wire.RUN, Answer(bytes(56), payload=b"few"))
-        with pytest.raises(mla_client.ProtocolError):
-            step.run(0, X)
+        for answer in (Answer(bytes(56), payload=b"few"), Answer(bytes(55)), Answer(bytes(56))):
+            peer.script = refusing(_wire.RUN, answer)
+            with pytest.raises(mla_client.ProtocolError):
+                step.run(0, X)
 
 
 def test_the_connection_ends_under_a_request(peer: Peer) -> None:
@@ -334,5 +342,37 @@ def test_asyncio_lost_connection_and_timeouts(peer: Peer) -> None:
             told = await asyncio.gather(*futures, return_exceptions=True)
             assert [type(error) for error in told] == [mla_client.ConnectionLost] * 20
             await step.abort()
+
+    asyncio.run(main())
+
+
+def test_asyncio_run_that_is_cancelled(peer: Peer) -> None:
+    """The step waits for its reply all the same, and then closes."""
+    runs: list[Asked] = []
+
+    def script(asked: Asked) -> Answer | list[Answer]:
+        if asked.kind == _wire.RUN:
+            runs.append(asked)
+            return []
+        if asked.kind == _wire.STATS:
+            return [*[run_reply(run) for run in runs], usual(asked)]
+        return usual(asked)
+
+    async def main() -> None:
+        async with AsyncClient(peer.endpoint, timeout=5) as client:
+            peer.script = script
+
+            async def cancelled() -> None:
+                async with client.step(ENTRIES) as step:
+                    await asyncio.wait_for(step.run(0, X), 0.1)
+
+            lane = asyncio.ensure_future(cancelled())
+            await asyncio.sleep(0.3)
+            assert not lane.done()
+            assert kinds(peer)[-1] == _wire.RUN
+            await client.stats()
+            with pytest.raises(asyncio.TimeoutError):
+                await lane
+            assert (kinds(peer)[-1], peer.asked[-1].body[8]) == (_wire.CLOSE, 2)
 
     asyncio.run(main())

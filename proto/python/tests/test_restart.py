@@ -72,7 +72,7 @@ def test_workers_die(case: Case, shared: bool) -> None:
 def test_a_run_takes_too_long(case: Case) -> None:
     """DEADLINE; the workers that hang are replaced."""
     with (
-        Service("--run-timeout-ms", "300") as service,
+        Service("--run-timeout-ms", "1500") as service,
         Client(service.endpoint, timeout=30) as client,
     ):
         with pytest.raises(mla_client.Deadline), client.step([Entry(1, 0, 1)]) as step:

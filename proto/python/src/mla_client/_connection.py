@@ -161,20 +161,26 @@ class Connection:
     def _take(self, flags: int) -> bool:
         try:
             head = self.socket.recv(flags)
-            payload = None
-            if self.socket.rcvmore:
-                payload = self.socket.recv(flags, copy=False)
-                if self.socket.rcvmore:
-                    self.socket.recv_multipart()
-                    raise errors.ProtocolError("a reply has more than two frames")
-            self._complete(head, payload)
         except zmq.Again:
             return False
+        try:
+            self._complete(head)
         except errors.ProtocolError as error:
             self.end(error)
         return True
 
-    def _complete(self, head: bytes, payload: zmq.Frame | None) -> None:
+    def _payload(self, size: int) -> zmq.Frame:
+        """The second frame, which is here when the first one is. A third one would be taken for a
+        reply, and is none."""
+        try:
+            payload = self.socket.recv(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            raise errors.ProtocolError("a reply lacks its payload") from None
+        if len(payload) != size:
+            raise errors.ProtocolError(f"a payload has {len(payload)} bytes, not {size}")
+        return payload
+
+    def _complete(self, head: bytes) -> None:
         if len(head) < _HEADER_BYTES:
             raise errors.ProtocolError(f"a reply of {len(head)} bytes has no header")
         magic, version, kind, id_, epoch, status, index, count, body_bytes, payload_bytes = (
@@ -184,8 +190,9 @@ class Connection:
             raise errors.ProtocolError(f"a reply begins with {head[:4]!r}")
         if version != _wire.VERSION and not status:
             raise errors.ProtocolError(f"a reply of version {version}")
-        if body_bytes != len(head) - _HEADER_BYTES or payload_bytes != len(payload or b""):
+        if body_bytes != len(head) - _HEADER_BYTES:
             raise errors.ProtocolError("a reply's lengths disagree")
+        payload = self._payload(payload_bytes) if payload_bytes else None
         if epoch > self.epoch:
             self.epoch = epoch
             if self.region is not None:

@@ -144,8 +144,12 @@ class Run:
             self._region.hold(self._place, connection.epoch, step)
         error = request.error()
         if error is None:
+            try:
+                self.times = self._step.times = _wire.run_times(request.body)
+            except errors.ProtocolError as wrong:
+                error = request.lost = wrong
+        if error is None:
             self._step.failed.pop(self._layer, None)
-            self.times = self._step.times = _wire.run_times(request.body)
         else:
             self._place = None
             if isinstance(error, (errors.Lost, errors.Internal)):

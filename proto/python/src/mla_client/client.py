@@ -30,16 +30,21 @@ class _Blocking:
     def attach(self, connection: Connection) -> None:
         pass
 
-    def wait_now(self, connection: Connection, request: Request, until: float) -> bool:
+    def listen(self, connection: Connection, until: float) -> bool:
+        """Takes one reply, or notices that the connection has ended. False: it is too late."""
         wait_ms = _LOOK_MS
-        while not request.done:
-            if connection.ended is not None or connection.receive(wait_ms):
-                continue
+        while connection.ended is None and not connection.receive(wait_ms):
             if connection.look():
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     return False
                 wait_ms = min(_LOOK_MS, int(left_s * 1000) + 1)
+        return True
+
+    def wait_now(self, connection: Connection, request: Request, until: float) -> bool:
+        while not request.done:
+            if not self.listen(connection, until):
+                return False
         return True
 
     async def wait(self, connection: Connection, request: Request, until: float) -> bool:
@@ -241,6 +246,20 @@ class Client:
     def stats(self) -> _wire.Stats:
         """Counters and gauges of the whole service."""
         return finish(self._session.stats())
+
+    def first(self, futures: Iterable[Future[T]], timeout: float | None = None) -> Future[T]:
+        """The first of these that is done, waiting for one if none is. For a scheduler that goes on
+        with whichever step has its rows."""
+        wanted = list(futures)
+        until = self._session.until(timeout)
+        while True:
+            for future in wanted:
+                if future._run.request.done:
+                    return future
+            if not wanted:
+                raise ValueError("there are no futures to wait for")
+            if not self._waiter.listen(wanted[0]._step.connection, until):
+                raise errors.Timeout("no RUN had a reply in time")
 
     def buffer(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
         """An array, or for one of torch's dtypes a tensor, in shared memory: RUNs take it as x and
