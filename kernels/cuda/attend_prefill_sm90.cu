@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(THREADS, 1) attend(const __grid_constant__ str
     if (threadIdx.x == 0) {
         for (int i = 0; i < GROUPS; i++) {
             ptx::barrier_init(&s.q_full[i], 1);
-            ptx::barrier_init(&s.q_empty[i], WARPS);
+            ptx::barrier_init(&s.q_empty[i], WARPS * TELLERS);
         }
         for (int i = 0; i < STAGES; i++) {
             ptx::barrier_init(&s.k_full[i], 1);

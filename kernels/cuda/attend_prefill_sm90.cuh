@@ -21,6 +21,14 @@ constexpr int KEYS = 128; /* of a step */
 constexpr int STAGES = 2; /* steps in shared memory */
 constexpr int PANEL = 64; /* values of a panel's row: 128 bytes, swizzled */
 constexpr int WARPS = 4;  /* of a warpgroup */
+/* Lanes of a warp that tell the loader that a tile's description and queries have been read. One is
+ * enough: __syncwarp puts the others' reads before its arrival. racecheck only sees the lane that
+ * arrives, so for it all do. */
+#ifdef MLA_RACECHECK
+constexpr int TELLERS = 32;
+#else
+constexpr int TELLERS = 1;
+#endif
 constexpr int THREADS = (1 + GROUPS) * WARPS * 32;
 
 constexpr int NOPE_PANELS = NOPE / PANEL, V_PANELS = V_DIM / PANEL;

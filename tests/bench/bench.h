@@ -8,5 +8,6 @@ int mla_bench_layer(int argc, char **argv);
 int mla_bench_attention(int argc, char **argv);
 int mla_bench_prefill(int argc, char **argv);
 int mla_bench_compare(int argc, char **argv);
+int mla_bench_collectives(int argc, char **argv);
 
 #endif

@@ -7,13 +7,14 @@
 
 static const char usage[] = "usage: mla-bench COMMAND ...\n"
                             "\n"
-                            "  run        measures RUN, OPEN and CLOSE of a service\n"
-                            "  replay     runs a trace of requests against a service\n"
-                            "  layer      runs one layer in this process\n"
-                            "  attention  runs decode attention alone\n"
-                            "  prefill    runs prefill attention alone\n"
-                            "  compare    sets such times beside a peer's\n"
-                            "  gpus       prints how many GPUs can be used\n"
+                            "  run          measures RUN, OPEN and CLOSE of a service\n"
+                            "  replay       runs a trace of requests against a service\n"
+                            "  layer        runs one layer in this process\n"
+                            "  attention    runs decode attention alone\n"
+                            "  prefill      runs prefill attention alone\n"
+                            "  collectives  runs a layer's collectives between ranks\n"
+                            "  compare      sets such times beside a peer's\n"
+                            "  gpus         prints how many GPUs can be used\n"
                             "\n"
                             "mla-bench COMMAND --help tells the options of a command.\n";
 
@@ -35,6 +36,7 @@ static const struct {
     {"attention", mla_bench_attention},
     {"prefill", mla_bench_prefill},
     {"compare", mla_bench_compare},
+    {"collectives", mla_bench_collectives},
     {"gpus", gpus},
 };
 
