@@ -64,6 +64,7 @@ static enum mla_status deal(const struct mla_replay_options *options,
         replay->options.concurrency =
             (options->concurrency + options->lanes - 1 - l) / options->lanes;
         replay->quiet = l > 0;
+        replay->lane = l;
         replay->requests = calloc(count, sizeof *requests);
         if (!replay->requests)
             return MLA_MEMORY;

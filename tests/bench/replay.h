@@ -5,6 +5,7 @@
 #include "proto/client.h"
 #include "tests/bench/run_parts.h"
 #include "tests/bench/scheduler.h"
+#include "tests/bench/timeline.h"
 
 #include <stdint.h>
 
@@ -18,6 +19,7 @@ struct mla_replay_options {
 struct mla_replay {
     struct mla_replay_options options;
     bool quiet; /* shows no progress */
+    uint32_t lane;
     struct mla_request *requests;
     uint32_t request_count;
     struct mla_scheduler scheduler;
@@ -34,6 +36,7 @@ struct mla_replay {
     struct mla_run_parts decode;   /* RUNs of decode-only steps */
     struct mla_run_parts prefill;  /* RUNs of steps with prefill */
     struct mla_series open, close; /* microseconds of the calls */
+    struct mla_timeline timeline;  /* of all steps */
 };
 
 /* Connects and runs all requests. */

@@ -139,15 +139,26 @@ static enum mla_status run_layer(struct mla_replay *replay, uint64_t step, uint3
                              &times);
 }
 
-static void count_step(struct mla_replay *replay)
+/* MLA_MEMORY. */
+static enum mla_status count_step(struct mla_replay *replay)
 {
+    uint32_t total = replay->info->blocks_total, left = replay->opened.blocks_free;
+    struct mla_timeline_step step = {
+        .ended_s = now_s(),
+        .lane = replay->lane,
+        .decode_rows = replay->opened.decode_rows,
+        .prefill_rows = replay->opened.prefill_rows,
+        .active = replay->scheduler.active_count,
+        .blocks_used = total > left ? total - left : 0, /* groups may have come since HELLO */
+    };
     replay->steps++;
     if (replay->opened.prefill_rows > 0)
-        return;
+        return mla_timeline_add(&replay->timeline, &step);
     replay->decode_steps++;
     replay->decode_rows += replay->opened.decode_rows;
     if (replay->opened.decode_rows > replay->decode_rows_max)
         replay->decode_rows_max = replay->opened.decode_rows;
+    return mla_timeline_add(&replay->timeline, &step);
 }
 
 static bool is_lost(enum mla_status status)
@@ -187,10 +198,7 @@ static enum mla_status run_step(struct mla_replay *replay, uint64_t step, bool *
     if (*lost)
         return MLA_OK;
     status = mla_series_add(&replay->close, (double)(mla_now_ns() - sent_ns) / 1e3);
-    if (status != MLA_OK)
-        return status;
-    count_step(replay);
-    return MLA_OK;
+    return status == MLA_OK ? count_step(replay) : status;
 }
 
 /* The step's decodes and its prompt chunks as two steps, one after the other. */
@@ -338,6 +346,7 @@ void mla_replay_fini(struct mla_replay *replay)
     mla_run_parts_fini(&replay->prefill);
     mla_series_fini(&replay->open);
     mla_series_fini(&replay->close);
+    mla_timeline_fini(&replay->timeline);
     free(replay->requests);
 }
 
@@ -372,6 +381,8 @@ enum mla_status mla_replay_join(struct mla_replay *into, const struct mla_replay
         status = mla_series_append(&into->open, &from->open);
     if (status == MLA_OK)
         status = mla_series_append(&into->close, &from->close);
+    if (status == MLA_OK)
+        status = mla_timeline_append(&into->timeline, &from->timeline);
     if (from->started_s < into->started_s)
         into->started_s = from->started_s;
     if (from->ended_s > into->ended_s)

@@ -118,24 +118,48 @@ static json_t *summary_json(const struct mla_summary *seconds)
                      seconds->median * 1e3, "p99", seconds->p99 * 1e3);
 }
 
+/* When each request was sent and had its first and last token; those that are done. */
+static json_t *requests_json(const struct mla_replay *replay)
+{
+    json_t *json = json_array();
+    for (uint32_t i = 0; json && i < replay->scheduler.request_count; i++) {
+        const struct mla_request *request = &replay->requests[i];
+        if (request->state != MLA_REQUEST_DONE)
+            continue;
+        json_t *entry = json_pack(
+            "{s:I, s:I, s:f, s:f, s:f}", "prompt", (json_int_t)request->prompt, "output",
+            (json_int_t)request->output, "sent_s", request->sent_s - replay->started_s, "first_s",
+            request->first_s - replay->started_s, "last_s", request->last_s - replay->started_s);
+        if (json_array_append_new(json, entry) != 0) {
+            json_decref(json);
+            json = NULL;
+        }
+    }
+    return json;
+}
+
 static json_t *report_json(struct mla_replay *replay, const struct totals *totals)
 {
     json_t *json = json_pack(
-        "{s:i, s:i, s:i, s:i, s:f, s:I, s:I, s:f, s:f, s:f}", "completed", (int)totals->succeeded,
-        "failed", (int)totals->failed, "max_concurrency", (int)replay->options.concurrency,
-        "layers", (int)replay->options.layers, "duration_s", totals->duration_s,
-        "total_input_tokens", (json_int_t)totals->input_tokens, "total_output_tokens",
-        (json_int_t)totals->output_tokens, "request_throughput", totals->requests_per_s,
-        "output_throughput", totals->output_per_s, "total_token_throughput", totals->tokens_per_s);
+        "{s:s, s:i, s:i, s:i, s:i, s:f, s:I, s:I, s:f, s:f, s:f}", "bench", "replay", "completed",
+        (int)totals->succeeded, "failed", (int)totals->failed, "max_concurrency",
+        (int)replay->options.concurrency, "layers", (int)replay->options.layers, "duration_s",
+        totals->duration_s, "total_input_tokens", (json_int_t)totals->input_tokens,
+        "total_output_tokens", (json_int_t)totals->output_tokens, "request_throughput",
+        totals->requests_per_s, "output_throughput", totals->output_per_s, "total_token_throughput",
+        totals->tokens_per_s);
     json_t *rest = json_pack(
-        "{s:f, s:f, s:o, s:o, s:o, s:I, s:I, s:f, s:i, s:i, s:I, s:o, s:o}", "runs_s",
-        replay->runs_s, "computing_s", replay->computing_s, "ttft_ms", summary_json(&totals->ttft),
-        "tpot_ms", summary_json(&totals->tpot), "itl_ms", summary_json(&totals->itl), "steps",
-        (json_int_t)replay->steps, "decode_steps", (json_int_t)replay->decode_steps,
-        "decode_rows_mean", totals->decode_rows_mean, "decode_rows_max",
-        (int)replay->decode_rows_max, "preemptions", (int)replay->scheduler.preemptions,
-        "steps_lost", (json_int_t)replay->steps_lost, "decode_runs",
-        mla_run_parts_json(&replay->decode), "prefill_runs", mla_run_parts_json(&replay->prefill));
+        "{s:f, s:f, s:o, s:o, s:o, s:I, s:I, s:f, s:i, s:i, s:I, s:o, s:o, s:I, s:o, s:o}",
+        "runs_s", replay->runs_s, "computing_s", replay->computing_s, "ttft_ms",
+        summary_json(&totals->ttft), "tpot_ms", summary_json(&totals->tpot), "itl_ms",
+        summary_json(&totals->itl), "steps", (json_int_t)replay->steps, "decode_steps",
+        (json_int_t)replay->decode_steps, "decode_rows_mean", totals->decode_rows_mean,
+        "decode_rows_max", (int)replay->decode_rows_max, "preemptions",
+        (int)replay->scheduler.preemptions, "steps_lost", (json_int_t)replay->steps_lost,
+        "decode_runs", mla_run_parts_json(&replay->decode), "prefill_runs",
+        mla_run_parts_json(&replay->prefill), "blocks_total",
+        (json_int_t)replay->info->blocks_total, "timeline",
+        mla_timeline_json(&replay->timeline, replay->started_s), "requests", requests_json(replay));
     if (json && rest && json_object_update(json, rest) == 0) {
         json_decref(rest);
         return json;
