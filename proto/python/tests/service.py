@@ -42,15 +42,16 @@ def within(seconds: float, condition: Callable[[], bool]) -> None:
 
 
 class Service:
-    """Runs until it is closed. Options are those of mla-serve."""
+    """Runs until it is closed. Options are those of mla-serve. Without a checkpoint it serves a
+    golden case's."""
 
     def __init__(self, *options: str, case: str = "v3-tiny", layers: str = "0,1",
-                 endpoint: str = ""):  # fmt: skip
+                 endpoint: str = "", checkpoint: Path | None = None):  # fmt: skip
         self.folder = Path(tempfile.mkdtemp(prefix="mla-python."))
         self.endpoint = endpoint or f"ipc://{self.folder}/clients"
         self._command = [
             "setpriv", "--pdeathsig", "TERM", "--", str(ROOT / "deploy/mla-serve"),
-            "--model", str(model(case, layers)), "--endpoint", self.endpoint,
+            "--model", str(checkpoint or model(case, layers)), "--endpoint", self.endpoint,
             "--log-dir", str(self.folder), "--bind", "none", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
