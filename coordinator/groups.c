@@ -216,8 +216,14 @@ static void join(struct mla_core *core, const struct mla_peer *peer)
         return;
     }
     struct group *group = &core->groups[join->group];
+    if (group->state != GROUP_EMPTY && join->job < group->job) {
+        fprintf(stderr, "rank %u of group %u is dismissed: a newer job has its place\n", join->rank,
+                join->group);
+        tell(core, peer, MLA_DISMISS, 0, MLA_GROUP_LOST);
+        return;
+    }
     if (group->state != GROUP_EMPTY && group->job != join->job)
-        group_lose(core, join->group, MLA_GROUP_LOST, "another job joined in its place");
+        group_lose(core, join->group, MLA_GROUP_LOST, "a newer job joined in its place");
     /* The rank has dropped what it had of this epoch. */
     else if (group_is_adopted(group))
         group_lose(core, join->group, MLA_GROUP_LOST, "a rank of it joins again");

@@ -29,7 +29,7 @@ enum mla_worker_message_type {
 
 /* Entries: the layers, u32 each, ascending. */
 struct mla_join {
-    uint64_t job; /* the same random number on all ranks of one mpirun job */
+    uint64_t job; /* one number on all ranks of an mpirun job; a later job's is larger */
     uint32_t group, rank, ranks;
     uint32_t flags;
     struct mla_model_dims dims;

@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <time.h>
+
+enum { JOB_RANDOM_BITS = 20 };
 
 static enum mla_status open_checkpoint(const struct mla_worker_options *options, uint32_t ranks,
                                        struct mla_checkpoint *checkpoint)
@@ -81,10 +84,16 @@ static enum mla_status make_collective(struct mla_backend *backend, uint32_t ran
     return mla_collective_mpi_create(rank, ranks, out);
 }
 
+/* The time when it began, in ms, above random bits: of two jobs that claim one group the newer is
+ * meant, whichever comes first. */
 static enum mla_status choose_job(uint64_t *job)
 {
-    if (getrandom(job, sizeof *job, 0) != sizeof *job)
+    struct timespec now;
+    uint64_t bits = 0;
+    if (clock_gettime(CLOCK_REALTIME, &now) != 0 || getrandom(&bits, sizeof bits, 0) != sizeof bits)
         return MLA_SYSTEM;
+    uint64_t ms = (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
+    *job = ms << JOB_RANDOM_BITS | bits >> (64 - JOB_RANDOM_BITS);
     return mla_bootstrap_broadcast(job, sizeof *job);
 }
 

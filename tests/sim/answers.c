@@ -171,7 +171,7 @@ static void one_answered(struct sim *sim, struct sim_client *client, uint32_t at
         struct belief *belief = belief_of(lane, one->u.truncate.entries[0].sequence);
         if (status == MLA_OK)
             belief->length = one->u.truncate.entries[0].length;
-        else
+        else if (status == MLA_KV_LOST)
             believe_lost(sim, belief);
     } else if (one->header.type == MLA_FORK) {
         const struct mla_fork_entry *entry = &one->u.fork.entries[0];

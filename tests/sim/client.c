@@ -15,9 +15,11 @@ static void hello(struct sim *sim, struct sim_client *client)
 {
     message.header = (struct mla_header){.type = MLA_HELLO};
     message.u.hello = (struct mla_hello){.version_min = 1, .version_max = 1};
-    (void)client_ask(
-        sim, client, &message, NULL,
-        (struct request){.lane = LANES_MAX, .allowed = BIT(MLA_OK) | BIT(MLA_NOT_READY)});
+    uint64_t allowed = BIT(MLA_OK) | BIT(MLA_NOT_READY);
+    if (sim->core_options.clients_max <= sim->client_count) /* also those that just ended count */
+        allowed |= BIT(MLA_BUSY);
+    (void)client_ask(sim, client, &message, NULL,
+                     (struct request){.lane = LANES_MAX, .allowed = allowed});
 }
 
 static void connect_again(struct sim *sim, uint64_t at, uint64_t unused)
@@ -37,8 +39,11 @@ static void forget(struct sim *sim, struct sim_client *client)
     uint64_t ids = client->ids;
     uint64_t steps = client->steps;
     bool done = client->done;
+    uint64_t ids_from = index_of(sim, client) % 2 * 1000000ull;
     memset(client, 0, sizeof *client);
     *client = (struct sim_client){.life = life, .ids = ids, .steps = steps, .done = done};
+    client->ids_from = ids_from;
+    client->steps = steps > 0 ? steps : ids_from;
     client->salt = random_next(&sim->random);
     client->lane_count = random_within(&sim->random, 1, LANES_MAX);
     if (!done)
@@ -84,7 +89,7 @@ uint64_t client_ask(struct sim *sim, struct sim_client *client, struct mla_messa
     asked.type = request->header.type;
     asked.sent_ns = sim->now_ns;
     client->requests[client->request_count++] = asked;
-    link_send(sim, link, frame, bytes, payload);
+    link_send(sim, link, frame, bytes - asked.cut_bytes, payload);
     return asked.id;
 }
 
@@ -188,7 +193,7 @@ void client_arrived(struct sim *sim, uint32_t at, struct packet *packet)
                  mla_status_name((enum mla_status)header->status),
                  header->status ? message.u.sentence : "");
     sim->replies_checked++;
-    if (request.type == MLA_SHARE)
+    if (request.type == MLA_SHARE && request.lane == LANES_MAX)
         shared(client, &message);
     else if (request.lane == LANES_MAX)
         greeted(sim, client, (enum mla_status)header->status);

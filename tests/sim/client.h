@@ -11,6 +11,8 @@ enum { LANES_MAX = 3, LANE_SEQUENCES = 4, REQUESTS_MAX = 128, PLACES = 24 };
 #define PLACE_BYTES ((uint64_t)SIM_ROWS_MAX * SIM_HIDDEN * sizeof(float))
 
 #define BIT(status) (1ull << (status))
+/* Anything that needs a group may find none, or one that is full or gone. */
+#define MAY_WAIT (BIT(MLA_NOT_READY) | BIT(MLA_BUSY))
 
 enum lane_state { LANE_IDLE, LANE_OPEN, LANE_RUN, LANE_CLOSE, LANE_ONE, LANE_DONE };
 
@@ -42,7 +44,8 @@ struct request {
     uint16_t type;
     uint32_t lane, layer;
     enum mla_dtype reply_dtype;
-    bool late; /* a repetition nobody waits for */
+    bool late;          /* a repetition nobody waits for */
+    uint32_t cut_bytes; /* its frame lacks so many */
     bool shared;
     uint32_t input, output; /* its places */
 };
@@ -50,6 +53,7 @@ struct request {
 struct sim_client {
     uint64_t link, life; /* life: grows with every connection */
     uint64_t salt, ids, steps;
+    uint64_t ids_from; /* of sequences and steps: every other client has the same */
     bool greeted, done;
     uint64_t region; /* 0: none that may be used */
     bool sharing;    /* SHARE is under way */
@@ -69,9 +73,9 @@ void lane_later(struct sim *sim, struct sim_client *client, uint32_t lane, uint3
                 uint32_t most_us);
 
 /* Ids of a lane's sequences. */
-static inline uint64_t id_of(uint32_t lane, uint32_t sequence)
+static inline uint64_t id_of(const struct sim_client *client, uint32_t lane, uint32_t sequence)
 {
-    return lane * 100ull + sequence + 1;
+    return client->ids_from + lane * 100ull + sequence + 1;
 }
 
 static inline struct belief *belief_of(struct lane *lane, uint64_t id)
@@ -95,7 +99,20 @@ bool client_take(struct sim_client *client, struct request *request);
 
 void lane_free(struct sim *sim, struct sim_client *client, uint32_t lane, bool only_one);
 
+/* One request, and the lane waits for its reply. */
+void lane_ask_one(struct sim *sim, struct sim_client *client, uint32_t at,
+                  struct mla_message *request, struct mla_blob *payload, struct request asked);
+
 void lane_go_on(struct sim *sim, struct sim_client *client, uint32_t lane);
+
+/* ---- mistakes.c */
+
+/* Of a sequence that exists, or NULL. */
+struct belief *lane_some(struct sim *sim, struct lane *lane, uint32_t *s);
+/* A request that must be refused. */
+void lane_mistake(struct sim *sim, struct sim_client *client, uint32_t at);
+/* Requests about a sequence that is in the open step, which changes nothing. */
+void lane_touch_busy(struct sim *sim, struct sim_client *client, uint32_t at);
 
 /* ---- answers.c */
 

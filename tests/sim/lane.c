@@ -1,11 +1,9 @@
-/* What a client does: steps, forks, truncations, repetitions and mistakes; and what may be answered
- * to each, from what it believes. */
+/* What a client does: steps, forks, truncations and repetitions; and what may be answered to each,
+ * from what it believes. */
 #include "tests/sim/client.h"
 
 #include <string.h>
 
-/* Anything that needs a group may find none, or one that is full or gone. */
-#define MAY_WAIT (BIT(MLA_NOT_READY) | BIT(MLA_BUSY))
 #define MAY_FILL (BIT(MLA_KV_FULL) | BIT(MLA_SEQUENCES_FULL))
 
 static struct mla_message message;
@@ -84,13 +82,20 @@ static void ask_run(struct sim *sim, struct sim_client *client, uint32_t at, uin
     lane->waiting++;
 }
 
-static void ask_one(struct sim *sim, struct sim_client *client, uint32_t at, uint64_t allowed)
+void lane_ask_one(struct sim *sim, struct sim_client *client, uint32_t at,
+                  struct mla_message *request, struct mla_blob *payload, struct request asked)
 {
     struct lane *lane = &client->lanes[at];
     lane->state = LANE_ONE;
-    lane->one = message;
-    (void)client_ask(sim, client, &message, NULL, (struct request){.lane = at, .allowed = allowed});
+    lane->one = *request;
+    asked.lane = at;
+    (void)client_ask(sim, client, request, payload, asked);
     lane->waiting++;
+}
+
+static void ask_one(struct sim *sim, struct sim_client *client, uint32_t at, uint64_t allowed)
+{
+    lane_ask_one(sim, client, at, &message, NULL, (struct request){.allowed = allowed});
 }
 
 /* ---- What to do next */
@@ -114,7 +119,7 @@ static bool choose_step(struct sim *sim, struct sim_client *client, uint32_t at)
         if (start + tokens > SIM_CONTEXT_MAX || lane->rows + tokens > options->step_tokens_max)
             continue;
         lane->open.entries[lane->open.count++] =
-            (struct mla_open_entry){id_of(at, s), start, tokens};
+            (struct mla_open_entry){id_of(client, at, s), start, tokens};
         lane->rows += tokens;
     }
     return lane->open.count > 0;
@@ -149,23 +154,11 @@ void lane_free(struct sim *sim, struct sim_client *client, uint32_t at, bool onl
         if (lane->sequences[(first + k) % LANE_SEQUENCES].exists &&
             !(only_one && message.u.free.count > 0))
             message.u.free.sequences[message.u.free.count++] =
-                id_of(at, (first + k) % LANE_SEQUENCES);
+                id_of(client, at, (first + k) % LANE_SEQUENCES);
     if (message.u.free.count > 0)
         ask_one(sim, client, at, BIT(MLA_OK));
     else
         lane_later(sim, client, at, 10, 100);
-}
-
-/* Of a sequence that exists, or NULL. */
-static struct belief *some(struct sim *sim, struct lane *lane, uint32_t *s)
-{
-    uint32_t first = random_within(&sim->random, 0, LANE_SEQUENCES - 1);
-    for (uint32_t k = 0; k < LANE_SEQUENCES; k++) {
-        *s = (first + k) % LANE_SEQUENCES;
-        if (lane->sequences[*s].exists)
-            return &lane->sequences[*s];
-    }
-    return NULL;
 }
 
 static void fork_or_truncate(struct sim *sim, struct sim_client *client, uint32_t at)
@@ -173,60 +166,25 @@ static void fork_or_truncate(struct sim *sim, struct sim_client *client, uint32_
     struct lane *lane = &client->lanes[at];
     uint32_t s = 0;
     uint32_t child = 0;
-    struct belief *belief = some(sim, lane, &s);
+    struct belief *belief = lane_some(sim, lane, &s);
     while (child < LANE_SEQUENCES && lane->sequences[child].exists)
         child++;
     if (belief && !belief->lost && belief->length > 0 && child < LANE_SEQUENCES &&
         random_chance(&sim->random, 600)) {
         message.header = (struct mla_header){.type = MLA_FORK};
         message.u.fork.count = 1;
-        message.u.fork.entries[0] = (struct mla_fork_entry){
-            id_of(at, s), id_of(at, child), random_within(&sim->random, 1, belief->length)};
+        message.u.fork.entries[0] =
+            (struct mla_fork_entry){id_of(client, at, s), id_of(client, at, child),
+                                    random_within(&sim->random, 1, belief->length)};
         ask_one(sim, client, at, BIT(MLA_OK) | BIT(MLA_SEQUENCES_FULL) | BIT(MLA_KV_LOST));
     } else if (belief && !belief->lost) {
         message.header = (struct mla_header){.type = MLA_TRUNCATE};
         message.u.truncate.count = 1;
         message.u.truncate.entries[0] = (struct mla_truncate_entry){
-            id_of(at, s), random_within(&sim->random, 0, belief->length)};
+            id_of(client, at, s), random_within(&sim->random, 0, belief->length)};
         ask_one(sim, client, at, BIT(MLA_OK) | BIT(MLA_KV_LOST));
     } else {
         lane_later(sim, client, at, 10, 100);
-    }
-}
-
-/* A request that must be refused. */
-static void mistake(struct sim *sim, struct sim_client *client, uint32_t at)
-{
-    struct lane *lane = &client->lanes[at];
-    uint32_t s = 0;
-    struct belief *belief = some(sim, lane, &s);
-    uint32_t kind = random_within(&sim->random, 0, 4);
-    if (kind == 0 && belief && !belief->lost && belief->length + 2 <= SIM_CONTEXT_MAX) {
-        uint32_t start = belief->length > 1 && random_chance(&sim->random, 500)
-                             ? belief->length - 1
-                             : belief->length + 1;
-        message.header = (struct mla_header){.type = MLA_OPEN};
-        message.u.open = (struct mla_open){
-            .step = ++client->steps, .count = 1, .entries = {{id_of(at, s), start, 1}}};
-        ask_one(sim, client, at, MAY_WAIT | BIT(MLA_OUT_OF_ORDER) | BIT(MLA_KV_LOST));
-    } else if (kind == 1) {
-        message.header = (struct mla_header){.type = MLA_OPEN};
-        message.u.open = (struct mla_open){
-            .step = ++client->steps, .count = 1, .entries = {{id_of(at, 50), 5, 1}}};
-        ask_one(sim, client, at, MAY_WAIT | BIT(MLA_SEQUENCE_UNKNOWN));
-    } else if (kind == 2) {
-        message.header = (struct mla_header){.type = MLA_CLOSE};
-        message.u.close = (struct mla_close){.step = ++client->steps, .action = MLA_COMMIT};
-        ask_one(sim, client, at, BIT(MLA_STEP_UNKNOWN));
-    } else if (kind == 3) {
-        message.header = (struct mla_header){.type = MLA_FREE};
-        message.u.free.count = 2;
-        message.u.free.sequences[0] = id_of(at, s);
-        message.u.free.sequences[1] = id_of(at, 50);
-        ask_one(sim, client, at, BIT(MLA_SEQUENCE_UNKNOWN));
-    } else {
-        message.header = (struct mla_header){.type = MLA_STATS};
-        ask_one(sim, client, at, BIT(MLA_OK));
     }
 }
 
@@ -272,45 +230,14 @@ static void choose(struct sim *sim, struct sim_client *client, uint32_t at)
     else if (dice < 93)
         lane_free(sim, client, at, true);
     else
-        mistake(sim, client, at);
-}
-
-/* Requests about a sequence that is in the open step, which changes nothing. */
-static void touch_busy(struct sim *sim, struct sim_client *client, uint32_t at)
-{
-    const struct mla_open *open = &client->lanes[at].open;
-    uint64_t id = open->entries[random_within(&sim->random, 0, open->count - 1)].sequence;
-    struct request asked = {.lane = at, .late = true, .allowed = BIT(MLA_SEQUENCE_BUSY)};
-    switch (random_within(&sim->random, 0, 3)) {
-    case 0:
-        message.header = (struct mla_header){.type = MLA_FREE};
-        message.u.free.count = 1;
-        message.u.free.sequences[0] = id;
-        break;
-    case 1:
-        message.header = (struct mla_header){.type = MLA_TRUNCATE};
-        message.u.truncate.count = 1;
-        message.u.truncate.entries[0] = (struct mla_truncate_entry){id, 0};
-        break;
-    case 2:
-        message.header = (struct mla_header){.type = MLA_FORK};
-        message.u.fork.count = 1;
-        message.u.fork.entries[0] = (struct mla_fork_entry){id, id_of(at, 50), 1};
-        break;
-    default:
-        asked.allowed |= MAY_WAIT;
-        message.header = (struct mla_header){.type = MLA_OPEN};
-        message.u.open =
-            (struct mla_open){.step = ++client->steps, .count = 1, .entries = {{id, 0, 1}}};
-    }
-    (void)client_ask(sim, client, &message, NULL, asked);
+        lane_mistake(sim, client, at);
 }
 
 static void run_some(struct sim *sim, struct sim_client *client, uint32_t at)
 {
     struct lane *lane = &client->lanes[at];
     if (random_chance(&sim->random, 40))
-        touch_busy(sim, client, at);
+        lane_touch_busy(sim, client, at);
     for (uint32_t layer = 0; layer < SIM_LAYERS; layer++) {
         if (!(lane->layers_left >> layer & 1) || lane->failed)
             continue;

@@ -69,16 +69,18 @@ int main(int argc, char **argv)
         sum.repeats += sim.repeats;
         sum.lost += sim.lost;
         sum.faults_made += sim.faults_made;
+        sum.adopted_again += sim.adopted_again;
         sum.now_ns += sim.now_ns;
     }
     printf("%llu seeds in %.1f s: %.0f s simulated, %llu events, %llu faults, %llu replies, %llu "
            "repetitions, %llu steps committed, %llu rows checked, %llu RUNs in shared memory, %llu "
-           "sequences lost, %llu messages of connections that had ended\n",
+           "sequences lost, %llu jobs adopted again, %llu messages of connections that had ended\n",
            (unsigned long long)count, (double)(mla_now_ns() - begin_ns) / 1e9,
            (double)sum.now_ns / 1e9, (unsigned long long)sum.events_done,
            (unsigned long long)sum.faults_made, (unsigned long long)sum.replies_checked,
            (unsigned long long)sum.repeats, (unsigned long long)sum.steps_committed,
            (unsigned long long)sum.rows_checked, (unsigned long long)sum.shared_runs,
-           (unsigned long long)sum.lost, (unsigned long long)sum.ghosts);
+           (unsigned long long)sum.lost, (unsigned long long)sum.adopted_again,
+           (unsigned long long)sum.ghosts);
     return 0;
 }

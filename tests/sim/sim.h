@@ -105,11 +105,12 @@ struct sim_rank {
 struct sim_job {
     uint64_t number; /* 0: free */
     uint32_t group, ranks;
-    bool computing, ending, hangs;
+    bool computing, ending, hangs, was_well;
     uint64_t computations;
     uint64_t closed_epoch; /* a rank has turned back in this one */
     uint64_t losses;       /* news of its group */
     bool harmed;           /* something was done to it: it may be lost */
+    uint64_t returns_ns;   /* nothing but a coordinator's death: must be adopted again by then */
     struct sim_rank rank[SIM_RANKS_MAX];
 };
 
@@ -140,6 +141,7 @@ struct sim {
     uint32_t group_count, ranks;
     bool faults;
     uint32_t fault_ms; /* between two faults, on average */
+    uint32_t slow;     /* until then, work takes so many times as long */
     uint64_t quiet_ns; /* when faults end */
 
     struct sim_channel channels[2]; /* of clients, of workers */
@@ -159,7 +161,7 @@ struct sim {
     bool leaving;               /* the coordinator shuts down */
     int64_t blobs;              /* alive that the simulation made */
     uint64_t replies_checked, rows_checked, shared_runs, ghosts, steps_committed, repeats, lost,
-        faults_made;
+        faults_made, adopted_again;
 };
 
 /* ---- world.c: the core and what must always hold */
@@ -247,6 +249,7 @@ void rank_over(struct sim *sim, struct sim_job *job, uint32_t r);
 void job_supervise(struct sim *sim, uint32_t group, bool lost, bool hung);
 void job_link_ended(struct sim *sim, uint32_t owner, enum link_kind kind);
 void jobs_fault(struct sim *sim);
+void jobs_cut_all(struct sim *sim); /* and all other connections: the coordinator died */
 void jobs_check(struct sim *sim);
 void job_lost(struct sim *sim, uint64_t epoch); /* the core has given it up */
 void jobs_check_end(struct sim *sim);

@@ -172,7 +172,8 @@ void job_go_on(struct sim *sim, struct sim_job *job)
     job->computing = true;
     sim_at(sim, (sim->core_options.run_timeout_ms + 500) * SIM_MS, watchdog, job->number,
            ++job->computations);
-    sim_at(sim, random_within(&sim->random, 100, 3000) * 1000ull, computed, job->number, 0);
+    sim_at(sim, random_within(&sim->random, 100, 3000) * 1000ull * (sim->faults ? sim->slow : 1),
+           computed, job->number, 0);
 }
 
 /* The thread of heartbeats reads this, whatever the rank does. */

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* In which ranks find that their coordinator died (up to 700 ms) and join the next one. */
+enum { RETURN_MS = 1500 };
+
 struct sim_job *job_find(struct sim *sim, uint64_t number)
 {
     struct sim_job *job = &sim->jobs[number % SIM_JOBS_MAX];
@@ -31,6 +34,12 @@ void job_say(struct sim *sim, const struct sim_job *job, uint32_t rank,
     if (mla_worker_message_encode(said, frame, sizeof frame, &bytes) != MLA_OK)
         sim_fail(sim, "a worker's message can't be encoded");
     link_send(sim, link, frame, bytes, payload);
+}
+
+static void harm(struct sim_job *job)
+{
+    job->harmed = true;
+    job->returns_ns = 0;
 }
 
 /* ---- Life and death */
@@ -68,8 +77,11 @@ void job_doom(struct sim *sim, struct sim_job *job, uint32_t delay_ms_max)
 {
     if (job->ending)
         return;
+    if (job->returns_ns != 0)
+        sim_fail(sim, "job %llu is ended, and nothing but the coordinator died",
+                 (unsigned long long)job->number);
     job->ending = true;
-    job->harmed = true;
+    harm(job);
     sim_at(sim, random_within(&sim->random, 0, delay_ms_max) * SIM_MS, job_end, job->number, 0);
 }
 
@@ -77,7 +89,7 @@ void rank_die(struct sim *sim, struct sim_job *job, uint32_t r)
 {
     struct sim_rank *rank = &job->rank[r];
     rank->alive = false;
-    job->harmed = true;
+    harm(job);
     struct link *work = link_find(sim, rank->work);
     struct link *beat = link_find(sim, rank->beat);
     if (work)
@@ -181,9 +193,6 @@ void job_begin(struct sim *sim, uint64_t group, uint64_t unused)
     *job = (struct sim_job){.group = (uint32_t)group, .ranks = sim->ranks};
     job->number = ++sim->jobs_made * SIM_JOBS_MAX + at;
     sim->group_job[group] = job->number;
-    for (at = 0; at < SIM_JOBS_MAX; at++) /* one that it replaces may join after it */
-        if (&sim->jobs[at] != job && sim->jobs[at].number != 0 && sim->jobs[at].group == group)
-            job->harmed = true;
     for (uint32_t r = 0; r < job->ranks; r++) {
         struct sim_rank *rank = &job->rank[r];
         rank->alive = true;
@@ -224,7 +233,7 @@ void job_link_ended(struct sim *sim, uint32_t owner, enum link_kind kind)
     struct sim_job *job = &sim->jobs[owner / SIM_RANKS_MAX];
     if (job->number == 0)
         return;
-    job->harmed = true;
+    harm(job);
     sim_at(sim, random_within(&sim->random, 1, kind == LINK_WORK ? 700 : 50) * SIM_MS,
            kind == LINK_WORK ? link_end_seen : beat_again, job->number, owner % SIM_RANKS_MAX);
 }
@@ -243,7 +252,7 @@ static void rank_stop(struct sim *sim, struct sim_job *job, uint32_t r)
     if (job->rank[r].stopped)
         return;
     job->rank[r].stopped = true;
-    job->harmed = true;
+    harm(job);
     job->rank[r].stopped_ns = sim->now_ns;
     if (random_chance(&sim->random, 500)) /* else for ever */
         sim_at(sim, random_within(&sim->random, 1, 500) * SIM_MS, go_on_after_stop, job->number, r);
@@ -275,7 +284,6 @@ static void job_strand(struct sim *sim, struct sim_job *job, uint32_t r)
     link_close(sim, link, true);
     sim_at(sim, 3 * SIM_S, link_end_seen, job->number, r);
     sim->group_job[job->group] = 0;
-    job->harmed = true;
     sim_at(sim, random_within(&sim->random, 0, 30) * SIM_MS, job_begin, job->group, 0);
     sim_at(sim, random_within(&sim->random, 50, 200) * SIM_MS, stop_new, job->group, r);
 }
@@ -289,6 +297,7 @@ void jobs_fault(struct sim *sim)
     if (!job || !job->rank[r].alive)
         return;
     sim_trace(sim, "fault %u: rank %u of group %u", kind, r, group);
+    harm(job);
     struct mla_worker_message failed = {
         .header = {.type = MLA_FAILED, .epoch = job->rank[r].epoch}};
     struct link *link = link_find(sim, job->rank[r].work);
@@ -308,19 +317,17 @@ void jobs_fault(struct sim *sim)
         break;
     case 5: /* another job takes the group while this one lives on */
         sim->group_job[group] = 0;
-        job->harmed = true;
         sim_at(sim, random_within(&sim->random, 0, 50) * SIM_MS, job_begin, group, 0);
         break;
     case 6:
         job_strand(sim, job, r);
         break;
     case 7: /* the next collective never ends */
-        job->hangs = job->harmed = true;
+        job->hangs = true;
         break;
     default:
         if (random_chance(&sim->random, 300) && link) {
             link->refusing = true;
-            job->harmed = true;
             break;
         }
         failed.u.failed = (struct mla_failed){.group = group, .rank = r, .status = MLA_COLLECTIVE};
@@ -361,6 +368,32 @@ void job_supervise(struct sim *sim, uint32_t group, bool lost, bool hung)
         sim_at(sim, hung ? 0 : 1500 * SIM_MS, kill_lost, job->number, job->losses);
 }
 
+/* The coordinator died. What nothing else was done to is found by the next one, as it is. */
+void jobs_cut_all(struct sim *sim)
+{
+    for (uint32_t at = 0; at < SIM_JOBS_MAX; at++) {
+        struct sim_job *job = &sim->jobs[at];
+        job->was_well = job->number != 0 && (!job->harmed || job->returns_ns != 0);
+    }
+    links_cut_all(sim);
+    for (uint32_t at = 0; at < SIM_JOBS_MAX; at++)
+        if (sim->jobs[at].was_well)
+            sim->jobs[at].returns_ns = sim->now_ns + RETURN_MS * SIM_MS;
+}
+
+static void check_return(struct sim *sim, struct sim_job *job)
+{
+    const struct group *group = &sim->core->groups[job->group];
+    if (group->state == GROUP_READY && group->job == job->number) {
+        job->returns_ns = 0;
+        job->harmed = false;
+        sim->adopted_again++;
+    } else if (sim->now_ns > job->returns_ns) {
+        sim_fail(sim, "job %llu of group %u is not adopted again", (unsigned long long)job->number,
+                 job->group);
+    }
+}
+
 /* A rank that is stopped must cost its group its place in time. Whatever is left of a job then is
  * ended by its supervisor. */
 void jobs_check(struct sim *sim)
@@ -370,6 +403,8 @@ void jobs_check(struct sim *sim)
         100 * SIM_MS;
     for (uint32_t at = 0; at < SIM_JOBS_MAX; at++) {
         struct sim_job *job = &sim->jobs[at];
+        if (job->number != 0 && job->returns_ns != 0)
+            check_return(sim, job);
         for (uint32_t r = 0; job->number != 0 && r < job->ranks; r++) {
             const struct sim_rank *rank = &job->rank[r];
             if (!rank->alive || !rank->stopped || sim->now_ns - rank->stopped_ns < bound_ns)

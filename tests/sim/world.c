@@ -170,6 +170,8 @@ uint64_t sim_route_of(const struct mla_peer *peer)
 static struct mla_peer peer_of(const struct link *link)
 {
     struct mla_peer peer = {.size = 5, .fd = link->fd};
+    if (link->kind == LINK_CLIENT)
+        snprintf(peer.user, sizeof peer.user, "user-%u", link->owner / 2);
     for (int i = 0; i < 4; i++)
         peer.id[1 + i] = (uint8_t)(link->number >> (24 - 8 * i));
     return peer;
@@ -252,7 +254,7 @@ static void core_restart(struct sim *sim)
     sim->core_options.epoch = sim->core->epoch;
     mla_core_destroy(&sim->core);
     sim->leaving = false;
-    links_cut_all(sim);
+    jobs_cut_all(sim);
     core_start(sim);
 }
 
@@ -290,6 +292,9 @@ static void choose_options(struct sim *sim)
     sim->ranks = random_within(random, 1, SIM_RANKS_MAX);
     sim->client_count = random_within(random, 1, SIM_CLIENTS_MAX);
     options->kv_blocks = random_chance(random, 500) ? 0 : random_within(random, 4, SIM_BLOCKS_MAX);
+    if (random_chance(random, 150))
+        options->clients_max = random_within(random, 1, sim->client_count);
+    sim->slow = random_chance(random, 100) ? random_within(random, 20, 80) : 1;
     options->context_max = SIM_CONTEXT_MAX;
     options->sequences_max = random_within(random, 2, SIM_SEQUENCES_MAX);
     options->steps_open_max = random_within(random, 1, 4);

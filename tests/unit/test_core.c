@@ -277,7 +277,7 @@ Test(core, results_of_an_old_epoch_are_dropped)
     struct world_work *old = world.first;
     struct world_work *old_last = world.last;
     world.first = world.last = NULL;
-    world_join(&world, 0, 78); /* another job in its place */
+    world_join(&world, 0, 2000); /* another job in its place */
     cr_assert_eq(world_last(&world)->header.status, MLA_GROUP_LOST);
     world_close(&world, 0, 1, MLA_ABORT);
     world_open(&world, 0, 2, &entry, 1);
@@ -447,8 +447,8 @@ Test(core, survives_a_storm_of_requests)
             if (rand() % 100 == 0) {
                 world_group_gone(&world, (uint32_t)rand() % 2);
                 world_work(&world, UINT32_MAX);
-                world_join(&world, 0, (uint64_t)i);
-                world_join(&world, 1, (uint64_t)i);
+                world_join(&world, 0, 2000u + (uint64_t)i);
+                world_join(&world, 1, 2000u + (uint64_t)i);
             }
             break;
         default:

@@ -180,6 +180,29 @@ Test(life, a_job_that_joins_again_gets_a_new_epoch_and_loses_its_sequences)
     world_fini(&world);
 }
 
+/* Its processes were slow, or cut off, while it was replaced. */
+Test(life, an_older_job_that_joins_late_is_dismissed)
+{
+    start(1, 2);
+    uint64_t before = epoch();
+    uint32_t lost = world.groups_lost;
+    world_join(&world, 0, 999);
+    cr_assert_eq(world.dismissals_seen, 2);
+    cr_assert_eq(world.dismissed_status, MLA_GROUP_LOST);
+    cr_assert_eq(world.groups_lost, lost);
+    cr_assert_eq(epoch(), before);
+    cr_assert_eq(world_run(&world, 0, 1, 3, ROWS, 0), MLA_AGAIN);
+    world_work(&world, UINT32_MAX);
+    cr_assert_eq(world_last(&world)->header.status, MLA_OK);
+    world_group_gone(&world, 0); /* nobody is in its way now: it is better than none */
+    world_join(&world, 0, 999);
+    cr_assert_eq(mla_core_groups_ready(world.core), 1);
+    world_join(&world, 0, 1001);
+    cr_assert_eq(world.groups_lost, lost + 2);
+    cr_assert_eq(mla_core_groups_ready(world.core), 1);
+    world_fini(&world);
+}
+
 Test(life, epochs_go_on_from_the_one_that_was_given)
 {
     struct mla_core_options options;
