@@ -37,8 +37,9 @@ static bool set_options(struct mla_channel *channel, const struct mla_channel_op
     if (channel->server) /* a lost peer is an error, and nobody takes over a routing id */
         return ok && set_int(channel->socket, ZMQ_ROUTER_MANDATORY, 1) &&
                set_int(channel->socket, ZMQ_BACKLOG, 256);
-    /* Nothing is queued for a peer that is not there. No ZeroMQ heartbeats on this side: with a
-     * full pipe they abort the process (libzmq 3937). */
+    /* Nothing is queued for a peer that is not there. The end of a connection then also drops what
+     * came over it and was not read yet: who has a last word to say must wait until it is heard.
+     * No ZeroMQ heartbeats on this side: with a full pipe they abort the process (libzmq 3937). */
     return ok && set_int(channel->socket, ZMQ_IMMEDIATE, 1) &&
            set_int(channel->socket, ZMQ_RECONNECT_IVL, 50) &&
            set_int(channel->socket, ZMQ_RECONNECT_IVL_MAX, 1000);

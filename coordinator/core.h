@@ -76,8 +76,8 @@ void mla_core_tick(struct mla_core *core);
 
 /* Groups that can be given work. */
 uint32_t mla_core_groups_ready(const struct mla_core *core);
-/* Tells every worker to end. */
-void mla_core_shutdown(struct mla_core *core);
+/* Tells every worker to end, over so many connections. */
+uint32_t mla_core_shutdown(struct mla_core *core);
 void mla_core_stats(const struct mla_core *core, struct mla_stats *out);
 
 /* Recounts what can be counted twice; false on a broken invariant. For tests. */

@@ -3,6 +3,9 @@
 #include <assert.h>
 #include <stdio.h>
 
+/* Ranks that are not adopted don't know our heartbeat_ms: they beat every 100 ms. */
+enum { LOADING_SILENCE_MS = 1000 };
+
 uint32_t group_choose(const struct mla_core *core)
 {
     uint32_t found = NONE;
@@ -60,18 +63,22 @@ static void tell(struct mla_core *core, const struct mla_peer *peer, uint16_t ty
                                         0);
 }
 
-/* Tells all ranks that joined. Over both connections: a rank that is busy reads only that of its
- * heartbeats. */
-static void tell_ranks(struct mla_core *core, const struct group *group, uint16_t type,
-                       enum mla_status status)
+/* Tells all ranks that joined, or load. Over both connections: a rank that is busy reads only that
+ * of its heartbeats. */
+static uint32_t tell_ranks(struct mla_core *core, const struct group *group, uint16_t type,
+                           enum mla_status status)
 {
-    for (uint32_t rank = 0; rank < group->ranks; rank++) {
-        if (!(group->joined_set >> rank & 1))
-            continue;
-        tell(core, &group->peers[rank], type, group->epoch, status);
-        if (group->beats[rank].size > 0)
+    uint32_t told = 0;
+    for (uint32_t rank = 0; rank < MLA_RANKS_MAX; rank++) {
+        bool joined = group->joined_set >> rank & 1;
+        bool beats = (joined || (group->loading_set >> rank & 1)) && group->beats[rank].size > 0;
+        if (joined)
+            tell(core, &group->peers[rank], type, group->epoch, status);
+        if (beats)
             tell(core, &group->beats[rank], type, group->epoch, status);
+        told += joined + beats;
     }
+    return told;
 }
 
 /* Its rank has not joined any more. */
@@ -110,7 +117,7 @@ void group_lose(struct mla_core *core, uint32_t index, enum mla_status status, c
             if (core->runs[i].used && core->steps[core->runs[i].step].lost)
                 run_fail(core, i, MLA_GROUP_LOST, "the workers died under this RUN");
     }
-    tell_ranks(core, group, MLA_DISMISS, status);
+    (void)tell_ranks(core, group, MLA_DISMISS, status);
     group_clear(core, group);
     if (core->effects.group_lost)
         core->effects.group_lost(core->effects.context, index, status == MLA_DEADLINE);
@@ -155,6 +162,7 @@ static void adopt(struct mla_core *core, uint32_t index)
         core->context_max = mla_core_sizes(options, group->join.context_max).context_max;
     }
     group->epoch = ++core->epoch;
+    group->loading_set = 0;
     core->metrics.adopted[index]++;
     group->plan = options->plan;
     group->plan.ranks = group->ranks;
@@ -194,8 +202,11 @@ static void leave(struct mla_core *core, uint32_t index, uint32_t rank)
     struct group *group = &core->groups[index];
     forget_connection(core, &group->peers[rank]);
     group->joined_set &= ~(1ull << rank);
-    if (--group->joined == 0)
+    group->since_ns = core->effects.now_ns(core->effects.context);
+    if (--group->joined == 0 && group->loading_set == 0)
         group_clear(core, group);
+    else if (group->joined == 0)
+        group->state = GROUP_EMPTY;
 }
 
 /* A rank's connection ended. */
@@ -235,6 +246,8 @@ static void join(struct mla_core *core, const struct mla_peer *peer)
         return;
     }
     if (group->state == GROUP_EMPTY) {
+        if (group->loading_set == 0)
+            group->since_ns = core->effects.now_ns(core->effects.context);
         group->state = GROUP_JOINING;
         group->job = join->job;
         group->ranks = join->ranks;
@@ -307,6 +320,53 @@ static void handle(struct mla_core *core, uint32_t index, uint32_t rank, struct 
     }
 }
 
+/* From JOIN's connection on a rank beats in epoch 0 until it is adopted, also while it loads. */
+static void loading_beat(struct mla_core *core, struct group *group, uint32_t rank,
+                         const struct mla_peer *peer)
+{
+    uint64_t now_ns = core->effects.now_ns(core->effects.context);
+    if (group->loading_set == 0 && group->state == GROUP_EMPTY)
+        group->since_ns = now_ns;
+    group->loading_set |= 1ull << rank;
+    group->heard_ns[rank] = now_ns;
+    group->beats[rank] = *peer;
+}
+
+/* One of them may have stopped, or never come. The others wait for it and can't know. */
+static void loading_check(const struct mla_core *core, struct group *group, uint64_t now_ns)
+{
+    uint64_t silence_ns = core->options.heartbeat_timeout_ms * 1000000ull;
+    uint64_t missing_ns = core->options.run_timeout_ms * 1000000ull + silence_ns;
+    if (silence_ns < LOADING_SILENCE_MS * 1000000ull)
+        silence_ns = LOADING_SILENCE_MS * 1000000ull;
+    uint64_t there = group->joined_set | group->loading_set;
+    for (uint32_t rank = 0; rank < MLA_RANKS_MAX; rank++) {
+        bool silent = (group->loading_set >> rank & 1) && now_ns > group->heard_ns[rank] &&
+                      now_ns - group->heard_ns[rank] > silence_ns;
+        bool missing = group->state == GROUP_JOINING && rank < group->ranks &&
+                       !(there >> rank & 1) && now_ns > group->since_ns &&
+                       now_ns - group->since_ns > missing_ns;
+        if (!silent && !missing)
+            continue;
+        group->doomed = silent ? "a rank stopped before it was adopted" : "a rank does not join";
+        group->doomed_status = MLA_DEADLINE;
+    }
+}
+
+/* The end of a connection over which one of them beat. */
+static void loading_gone(struct mla_core *core, int fd, uint64_t number)
+{
+    for (uint32_t i = 0; i < core->options.groups; i++) {
+        struct group *group = &core->groups[i];
+        for (uint32_t rank = 0; group->loading_set != 0 && rank < MLA_RANKS_MAX; rank++)
+            if ((group->loading_set >> rank & 1) && group->beats[rank].fd == fd &&
+                group->beats[rank].number == number) {
+                group->loading_set &= ~(1ull << rank);
+                group->since_ns = core->effects.now_ns(core->effects.context);
+            }
+    }
+}
+
 /* Heartbeats come over a connection of their own. One of another epoch gets no answer: its rank
  * will drop that epoch and join again. */
 static void heartbeat(struct mla_core *core, const struct mla_peer *peer)
@@ -316,6 +376,8 @@ static void heartbeat(struct mla_core *core, const struct mla_peer *peer)
     if (beat->group >= core->options.groups || beat->rank >= MLA_RANKS_MAX)
         return;
     struct group *group = &core->groups[beat->group];
+    if (!group_is_adopted(group) && epoch == 0)
+        loading_beat(core, group, beat->rank, peer);
     if (!group_is_adopted(group) || epoch != group->epoch || beat->rank >= group->ranks)
         return;
     group->heard_ns[beat->rank] = core->effects.now_ns(core->effects.context);
@@ -364,6 +426,7 @@ void mla_core_worker_gone(struct mla_core *core, int fd, uint64_t number)
     uint32_t owner = core->worker_fds[fd];
     if (owner != NONE && worker_at(core, owner)->number == number)
         rank_gone(core, owner);
+    loading_gone(core, fd, number);
     settle(core);
 }
 
@@ -372,8 +435,10 @@ void mla_core_tick(struct mla_core *core)
     uint64_t now_ns = core->effects.now_ns(core->effects.context);
     for (uint32_t i = 0; i < core->options.groups; i++) {
         struct group *group = &core->groups[i];
-        if (!group_is_adopted(group))
+        if (!group_is_adopted(group)) {
+            loading_check(core, group, now_ns);
             continue;
+        }
         for (uint32_t rank = 0; rank < group->ranks; rank++)
             if (now_ns > group->heard_ns[rank] &&
                 now_ns - group->heard_ns[rank] >
@@ -384,8 +449,10 @@ void mla_core_tick(struct mla_core *core)
     settle(core);
 }
 
-void mla_core_shutdown(struct mla_core *core)
+uint32_t mla_core_shutdown(struct mla_core *core)
 {
+    uint32_t told = 0;
     for (uint32_t i = 0; i < core->options.groups; i++)
-        tell_ranks(core, &core->groups[i], MLA_SHUTDOWN, MLA_OK);
+        told += tell_ranks(core, &core->groups[i], MLA_SHUTDOWN, MLA_OK);
+    return told;
 }

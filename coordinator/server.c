@@ -13,8 +13,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
-/* The last messages tell workers to end: they should arrive. */
-enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64, LINGER_MS = 500 };
+/* The last messages tell workers to end: they should arrive, and be followed. */
+enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64, LINGER_MS = 500, LEAVE_MS = 1500, LEAVE_LOOK_MS = 50 };
 /* Connections of clients beyond --clients-max are for those that come and go. A peer has so long
  * to say something, and a client to read on when there is something to read. */
 enum { CONNECTIONS_MORE = 64, SILENT_MS = 5000, UNREAD_MS = 3500, TEND_MS = 250 };
@@ -186,6 +186,25 @@ static void serve(struct server *server, const struct mla_core_options *options)
     }
 }
 
+/* Workers end when they are told so, and their connections with them. Ours must not end first: that
+ * would take the order along where it has not been read yet (comm/channel_open.c). */
+static void dismiss_workers(struct server *server)
+{
+    uint32_t left = mla_core_shutdown(server->core);
+    uint64_t end_ns = mla_now_ns() + LEAVE_MS * 1000000ull;
+    struct mla_incoming incoming;
+    int fd = -1;
+    uint64_t number = 0;
+    while (left > 0 && mla_now_ns() < end_ns) {
+        if (mla_channel_wait(&server->workers, 1, LEAVE_LOOK_MS) != MLA_OK)
+            return;
+        while (mla_channel_receive(server->workers, &incoming) == MLA_OK)
+            mla_blob_drop(incoming.payload);
+        while (mla_channel_gone(server->workers, &fd, &number) == MLA_OK)
+            left -= left > 0;
+    }
+}
+
 static void catch_signals(void)
 {
     struct sigaction action = {.sa_handler = stop};
@@ -279,7 +298,7 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
         fflush(stdout);
         serve(&server, &core);
         if (!options->keep_workers)
-            mla_core_shutdown(server.core);
+            dismiss_workers(&server);
     }
     mla_metrics_server_destroy(&server.metrics);
     /* The core lets go of received frames before their sockets end. */

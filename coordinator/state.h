@@ -103,6 +103,8 @@ struct group {
     uint64_t job, epoch;
     uint32_t ranks, joined, ready;
     uint64_t joined_set, ready_set; /* bit per rank */
+    uint64_t loading_set;           /* those that beat and are not adopted yet */
+    uint64_t since_ns;              /* when the first came, or one that was there went */
     struct mla_peer peers[MLA_RANKS_MAX];
     struct mla_peer beats[MLA_RANKS_MAX]; /* where heartbeats come from; size 0: none came */
     uint64_t heard_ns[MLA_RANKS_MAX];

@@ -34,20 +34,11 @@ static enum mla_status on_adopt(struct executor *executor)
         return MLA_MALFORMED;
     life->adopt = executor->incoming.u.adopt;
     life->adopted = true;
-    struct mla_heartbeat_options beat = {.coordinator = executor->options->coordinator,
-                                         .keys = executor->options->keys,
-                                         .epoch = life->adopt.epoch,
-                                         .group = executor->options->group,
-                                         .rank = executor->shard->rank,
-                                         .interval_ms = life->adopt.heartbeat_ms,
-                                         .watch = &executor->watch};
-    enum mla_status status = mla_heartbeat_start(&beat, &life->heartbeat);
-    if (status != MLA_OK)
-        return status;
+    mla_heartbeat_adopted(life->heartbeat, life->adopt.epoch, life->adopt.heartbeat_ms);
     atomic_store(&executor->watch.stall_ns, life->adopt.stall_ms * 1000000ull);
     mla_gate_open(executor->gate, life->adopt.epoch);
     mla_gate_arrive(executor->gate); /* capturing graphs needs all ranks */
-    status = mla_gate_pass(executor->gate, turns_back, executor);
+    enum mla_status status = mla_gate_pass(executor->gate, turns_back, executor);
     if (status != MLA_OK)
         return status;
     status = life_allocate(executor);
@@ -367,10 +358,10 @@ enum mla_status mla_executor_run(const struct mla_executor_options *options,
         if (working)
             status = work(executor);
         life_end(executor);
-        if (atomic_load(&executor->watch.told_ns))
-            break; /* told by the heartbeats' connection */
         if (working && status == MLA_CLOSED)
             status = MLA_OK;
+        if (atomic_load(&executor->watch.told_ns))
+            break; /* told by the heartbeats' connection */
     }
     mla_watchdog_stop(&executor->watchdog);
     mla_trace_close(&executor->trace);

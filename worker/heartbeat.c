@@ -10,14 +10,17 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+enum { LOADING_INTERVAL_MS = 100 };
+
 struct mla_heartbeat_thread {
     struct mla_heartbeat_options options;
     struct mla_channel_context *context;
     struct mla_channel *channel;
     pthread_t thread;
-    int wake_fd; /* readable: stop */
+    int wake_fd; /* readable: something below has changed */
     atomic_bool stopped;
-    atomic_ullong heard_ns;
+    atomic_ullong epoch, heard_ns;
+    atomic_uint interval_ms;
 };
 
 void mla_dismissed(uint32_t rank, uint32_t status)
@@ -35,7 +38,7 @@ static void beat(struct mla_heartbeat_thread *self)
 {
     const struct mla_heartbeat_options *options = &self->options;
     struct mla_worker_message message = {
-        .header = {.type = MLA_HEARTBEAT, .epoch = options->epoch}};
+        .header = {.type = MLA_HEARTBEAT, .epoch = atomic_load(&self->epoch)}};
     message.u.heartbeat = (struct mla_heartbeat){
         .group = options->group,
         .rank = options->rank,
@@ -56,7 +59,7 @@ static void hear(struct mla_heartbeat_thread *self)
     while (mla_channel_receive(self->channel, &incoming) == MLA_OK) {
         mla_blob_drop(incoming.payload);
         if (mla_worker_message_decode(incoming.head, incoming.head_bytes, &message) != MLA_OK ||
-            message.header.epoch != options->epoch)
+            message.header.epoch != atomic_load(&self->epoch))
             continue;
         if (message.header.type == MLA_ALIVE)
             atomic_store(&self->heard_ns, mla_now_ns());
@@ -72,13 +75,15 @@ static void hear(struct mla_heartbeat_thread *self)
 static void *run(void *argument)
 {
     struct mla_heartbeat_thread *self = argument;
-    uint64_t interval_ns = self->options.interval_ms * 1000000ull;
     uint64_t next_ns = mla_now_ns();
     while (!atomic_load(&self->stopped)) {
         uint64_t now_ns = mla_now_ns();
+        eventfd_t changes = 0;
+        if (eventfd_read(self->wake_fd, &changes) == 0)
+            next_ns = now_ns;
         if (now_ns >= next_ns) {
             beat(self);
-            next_ns = now_ns + interval_ns;
+            next_ns = now_ns + atomic_load(&self->interval_ms) * 1000000ull;
         }
         int wait_ms = (int)((next_ns - now_ns) / 1000000u) + 1;
         if (mla_channel_wait_fd(&self->channel, 1, self->wake_fd, wait_ms, NULL) != MLA_OK)
@@ -106,7 +111,7 @@ enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
     struct mla_channel_options limits = {
         .queue_max = 4, .frame_bytes_max = 4096, .keys = options->keys};
     self->options = *options;
-    atomic_store(&self->heard_ns, mla_now_ns());
+    atomic_store(&self->interval_ms, LOADING_INTERVAL_MS);
     self->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     enum mla_status status = self->wake_fd < 0 ? MLA_SYSTEM : MLA_OK;
     if (status == MLA_OK)
@@ -121,6 +126,14 @@ enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
     }
     *out = self;
     return MLA_OK;
+}
+
+void mla_heartbeat_adopted(struct mla_heartbeat_thread *self, uint64_t epoch, uint32_t interval_ms)
+{
+    atomic_store(&self->heard_ns, mla_now_ns());
+    atomic_store(&self->interval_ms, interval_ms);
+    atomic_store(&self->epoch, epoch);
+    (void)eventfd_write(self->wake_fd, 1);
 }
 
 void mla_heartbeat_stop(struct mla_heartbeat_thread **thread)

@@ -1,5 +1,5 @@
 /* Tells the coordinator that this rank is alive, and hears from it, in a thread and over a
- * connection of its own, so that a long microbatch looks like a death to neither. */
+ * connection of its own, so that loading or a long microbatch looks like a death to neither. */
 #ifndef MLA_WORKER_HEARTBEAT_H
 #define MLA_WORKER_HEARTBEAT_H
 
@@ -9,20 +9,22 @@
 struct mla_heartbeat_options {
     const char *coordinator;
     const struct mla_keys *keys; /* NULL: none */
-    uint64_t epoch;
-    uint32_t group, rank, interval_ms;
+    uint32_t group, rank;
     struct mla_watch *watch; /* progress is told, an order to end is noted */
 };
 
 struct mla_heartbeat_thread;
 
-/* Ends the process at once when the coordinator dismisses the group. `watch` is used until stop.
- * MLA_MEMORY, MLA_SYSTEM, MLA_ENDPOINT. */
+/* Beats in epoch 0, ten times a second. Ends the process at once when the coordinator dismisses the
+ * group. `watch` is used until stop. MLA_MEMORY, MLA_SYSTEM, MLA_ENDPOINT. */
 enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
                                     struct mla_heartbeat_thread **out);
+/* From now on in this epoch, which the coordinator must answer. */
+void mla_heartbeat_adopted(struct mla_heartbeat_thread *thread, uint64_t epoch,
+                           uint32_t interval_ms);
 void mla_heartbeat_stop(struct mla_heartbeat_thread **thread);
 
-/* How long the coordinator has not answered. */
+/* How long the coordinator has not answered, from adoption on. */
 uint64_t mla_heartbeat_silence_ns(const struct mla_heartbeat_thread *thread);
 
 /* Ends the process as the coordinator's DISMISS says, which is not an orderly end: other ranks may

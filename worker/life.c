@@ -117,6 +117,13 @@ enum mla_status life_begin(struct executor *executor)
     if (status == MLA_OK)
         status = mla_channel_connect(life->context, executor->options->coordinator, &limits,
                                      &life->channel);
+    struct mla_heartbeat_options beats = {.coordinator = executor->options->coordinator,
+                                          .keys = executor->options->keys,
+                                          .group = executor->options->group,
+                                          .rank = executor->shard->rank,
+                                          .watch = &executor->watch};
+    if (status == MLA_OK)
+        status = mla_heartbeat_start(&beats, &life->heartbeat);
     return status == MLA_OK ? join(executor) : status;
 }
 
@@ -236,7 +243,7 @@ bool life_is_over(struct executor *executor)
     int fd = -1;
     uint64_t number = 0;
     if (mla_channel_gone(life->channel, &fd, &number) == MLA_OK ||
-        (life->heartbeat && mla_heartbeat_silence_ns(life->heartbeat) > most_ns))
+        (life->adopted && mla_heartbeat_silence_ns(life->heartbeat) > most_ns))
         life->over = true;
     return life->over;
 }

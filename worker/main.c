@@ -1,5 +1,6 @@
 #include "comm/bootstrap.h"
 #include "worker/executor.h"
+#include "worker/heartbeat.h"
 #include "worker/numa.h"
 #include "worker/options.h"
 
@@ -111,6 +112,8 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
                                             .connect_timeout_ms = options->connect_timeout_ms,
                                             .poll_us = options->poll_us,
                                             .spin = options->spin};
+    static struct mla_watch watch;
+    struct mla_heartbeat_thread *heartbeat = NULL;
     struct mla_backend *backend = NULL;
     struct mla_collective *collective = NULL;
     struct mla_checkpoint checkpoint;
@@ -124,7 +127,14 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
         return status;
     uint32_t local_rank = 0;
     uint32_t local_ranks = 1;
-    status = choose_job(&executor.job);
+    struct mla_heartbeat_options beats = {.coordinator = options->coordinator,
+                                          .keys = executor.keys,
+                                          .group = options->group,
+                                          .rank = rank,
+                                          .watch = &watch};
+    status = mla_heartbeat_start(&beats, &heartbeat);
+    if (status == MLA_OK)
+        status = choose_job(&executor.job);
     if (status == MLA_OK)
         status = mla_bootstrap_local(&local_rank, &local_ranks);
     if (status == MLA_OK)
@@ -137,6 +147,7 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
     if (status == MLA_OK && executor.kv_dtype == 0)
         executor.kv_dtype = backend->activation;
     executor.local_ranks = local_ranks;
+    mla_heartbeat_stop(&heartbeat); /* from here on the executor has one */
     if (status == MLA_OK) {
         status = mla_executor_run(&executor, backend, collective, &shard);
         mla_shard_free(&shard, backend);

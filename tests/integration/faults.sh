@@ -27,6 +27,7 @@ bound_ms() {
     killed-*-error) echo 500 ;;
     killed-*-ready | loading-ready) echo 3000 ;;
     stopped-*-ready) echo 4000 ;;
+    unloaded-ready) echo 6000 ;;
     hung-error) echo $((deadline_ms + 500)) ;;
     hung-ready) echo $((deadline_ms + 1000)) ;;
     cut-*) echo 2500 ;;
@@ -222,6 +223,57 @@ fault_hung() {
     outage hung "$since"
 }
 
+# ---- A rank that stops while it loads
+
+log_count() {
+    grep -c -- "$1" "$dir/$2.log" || true
+}
+# counted PATTERN LOG N: there are more than N such lines.
+counted() {
+    (($(log_count "$1" "$2") > $3))
+}
+found='stopped before it was adopted'
+is_found_or_served() {
+    counted "$found" coordinator "$1" || counted ' is ready: ' coordinator "$2"
+}
+
+# From a checkpoint that takes a while. A rank that had loaded all of it by then is found by its
+# heartbeats, which is not what is wanted here.
+fault_unloaded() {
+    local since pid finds layers served tries
+    for ((tries = 0; tries < 10; tries++)); do
+        finds=$(log_count "$found" coordinator)
+        layers=$(log_count '^loaded layer 1 ' group-0)
+        served=$(log_count ' is ready: ' coordinator)
+        kill -KILL "$(rank 0)"
+        mla_within 60 counted '^loaded layer 1 ' group-0 "$layers"
+        if ! { pid=$(rank 1) && kill -STOP "$pid"; }; then
+            continue
+        fi
+        since=$(now_ns)
+        mla_within 60 is_found_or_served "$finds" "$served"
+        if counted "$found" coordinator "$finds"; then
+            measured unloaded found "$since" "$(now_ns)"
+            mla_within 60 counted ' is ready: ' coordinator "$served"
+            measured unloaded ready "$since" "$(now_ns)"
+            return 0
+        fi
+        mla_within 60 counted ' is ready: ' coordinator "$((served + 1))"
+    done
+    mla_fail 1 "no rank could be stopped while it loads"
+}
+
+unloaded_service() {
+    local i
+    mla_model "$mla_root/tests/golden/v2-lite/config.json" 1-12 "$dir/deep" 2>/dev/null
+    model=$dir/deep serve
+    for ((i = 0; i < times; i++)); do
+        fault_unloaded
+    done
+    unserve
+    rm -rf "$dir/deep"
+}
+
 # ---- A cut, between a coordinator and workers that nobody restarts
 
 fault_cut() {
@@ -319,4 +371,5 @@ if wants hung; then
     grep -q '^DEADLINE: ' "$dir/client.log" || mla_fail 1 "no RUN was answered with DEADLINE"
     unserve
 fi
+! wants unloaded || unloaded_service
 ! wants cut || cut_service

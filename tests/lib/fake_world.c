@@ -207,7 +207,7 @@ static void worker_says(struct world *world, uint32_t number, struct mla_worker_
 
 void world_join(struct world *world, uint32_t group, uint64_t job)
 {
-    for (uint32_t rank = 0; rank < world->ranks; rank++) {
+    for (uint32_t rank = 0; rank < world->ranks - world->missing; rank++) {
         struct mla_worker_message message = {.header = {.type = MLA_JOIN}};
         message.u.join = (struct mla_join){
             .job = job,

@@ -38,6 +38,7 @@ struct world {
     bool refuse_client[64];   /* sending to this client fails */
     uint32_t dismissals_seen, dismissed_status, alive_seen;
     uint32_t groups_joined, groups_lost, groups_hung; /* as told to a supervisor */
+    uint32_t missing;                                 /* ranks that don't join, the last ones */
     uint32_t shutdowns_seen, microbatches_seen, padded_rows_seen;
     uint64_t works_order[4096]; /* request layers in the order of dispatch, rank 0 */
     uint32_t works_count;

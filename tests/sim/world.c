@@ -250,7 +250,7 @@ static void core_restart(struct sim *sim)
     sim_trace(sim, "fault: the coordinator is started again");
     sim->leaving = true;
     if (random_chance(&sim->random, 500))
-        mla_core_shutdown(sim->core);
+        (void)mla_core_shutdown(sim->core);
     sim->core_options.epoch = sim->core->epoch;
     mla_core_destroy(&sim->core);
     sim->leaving = false;
@@ -368,7 +368,7 @@ static void check_end(struct sim *sim)
                  (unsigned long long)stats.blocks_used);
     jobs_check_end(sim);
     sim->leaving = true;
-    mla_core_shutdown(sim->core);
+    (void)mla_core_shutdown(sim->core);
     mla_core_destroy(&sim->core);
     jobs_free(sim);
     for (uint32_t i = 0; i < SIM_LINKS_MAX; i++)

@@ -347,7 +347,7 @@ Test(core, shutdown_tells_the_workers_and_leaves_the_rest)
     struct mla_open_entry entry = {1, 0, 4};
     world_open(&world, 0, 1, &entry, 1);
     world_work(&world, UINT32_MAX);
-    mla_core_shutdown(world.core);
+    cr_assert_eq(mla_core_shutdown(world.core), 2);
     cr_assert(mla_core_check(world.core));
     world_work(&world, UINT32_MAX);
     cr_assert_eq(world.shutdowns_seen, 2);

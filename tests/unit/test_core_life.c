@@ -203,6 +203,58 @@ Test(life, an_older_job_that_joins_late_is_dismissed)
     world_fini(&world);
 }
 
+/* The others wait for it in their collectives, and answer. */
+Test(life, a_rank_that_stops_while_it_loads_is_found)
+{
+    start(1, 2);
+    world_group_gone(&world, 0);
+    world_work(&world, UINT32_MAX);
+    uint32_t lost = world.groups_lost;
+    uint32_t dismissals = world.dismissals_seen;
+    world_beat(&world, 0, 0, 0);
+    world_beat(&world, 0, 1, 0);
+    tick(99999 * MS); /* it takes its time */
+    world_beat(&world, 0, 1, 0);
+    tick(1 * MS);
+    cr_assert_eq(world.groups_lost, lost);
+    tick(1 * MS);
+    cr_assert_eq(world.groups_lost, lost + 1);
+    cr_assert_eq(world.groups_hung, 1);
+    world_work(&world, UINT32_MAX);
+    cr_assert_eq(world.dismissals_seen, dismissals + 2);
+    tick(200000 * MS);
+    cr_assert_eq(world.groups_lost, lost + 1, "it is told once");
+    world_join(&world, 0, 2000);
+    cr_assert_eq(mla_core_groups_ready(world.core), 1);
+    tick(99999 * MS);
+    cr_assert_eq(mla_core_groups_ready(world.core), 1, "heartbeats of before don't count");
+    world_fini(&world);
+}
+
+Test(life, a_rank_that_never_joins_is_found)
+{
+    start(1, 3);
+    world_group_gone(&world, 0);
+    uint32_t lost = world.groups_lost;
+    world.missing = 1;
+    world_join(&world, 0, 2000);
+    tick(101000 * MS); /* a RUN's time and a silence */
+    cr_assert_eq(world.groups_lost, lost);
+    world_beat(&world, 0, 2, 0); /* it loads */
+    tick(50000 * MS);
+    cr_assert_eq(world.groups_lost, lost);
+    tick(50001 * MS); /* and stops */
+    cr_assert_eq(world.groups_lost, lost + 1);
+    world_join(&world, 0, 3000);
+    tick(101001 * MS);
+    cr_assert_eq(world.groups_lost, lost + 2);
+    cr_assert_eq(world.groups_hung, 2);
+    world.missing = 0;
+    world_join(&world, 0, 4000);
+    cr_assert_eq(mla_core_groups_ready(world.core), 1);
+    world_fini(&world);
+}
+
 Test(life, epochs_go_on_from_the_one_that_was_given)
 {
     struct mla_core_options options;
