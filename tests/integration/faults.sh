@@ -106,8 +106,8 @@ unserve() {
 rank() {
     local pid
     while read -r pid; do
-        if { tr '\0' '\n' <"/proc/$pid/environ"; } 2>/dev/null |
-            grep -qx "OMPI_COMM_WORLD_RANK=$1"; then
+        # No pipe: what writes to a grep that has found its line may fail.
+        if grep -qzx "OMPI_COMM_WORLD_RANK=$1" "/proc/$pid/environ" 2>/dev/null; then
             echo "$pid"
             return 0
         fi

@@ -49,8 +49,10 @@ until mla_get "$port" /metrics >"$dir/answer" && sed 1d "$dir/answer" >"$dir/pag
     sleep 0.1
 done
 [[ $(head -n 1 "$dir/answer") == *' 200 '* ]] || mla_fail 1 "no page"
-mla_get "$port" /healthz | head -n 1 | grep -q ' 200 ' || mla_fail 1 "not healthy"
-mla_get "$port" /other | head -n 1 | grep -q ' 404 ' || mla_fail 1 "something at /other"
+mla_get "$port" /healthz >"$dir/health"
+[[ $(head -n 1 "$dir/health") == *' 200 '* ]] || mla_fail 1 "not healthy"
+mla_get "$port" /other >"$dir/other"
+[[ $(head -n 1 "$dir/other") == *' 404 '* ]] || mla_fail 1 "something at /other"
 
 hidden=$(sed -n 's/.*"hidden_size": *\([0-9]*\).*/\1/p' "$model/config.json")
 expect 'mla_requests_total{type="run"}' 500

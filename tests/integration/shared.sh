@@ -31,7 +31,8 @@ soak() {
 }
 
 # The first clients make what stays: pools, queues.
-soak --runs 100 | grep -q 'payloads: shared memory' || mla_fail 1 "nothing is shared"
+soak --runs 100 >"$dir/soak.out"
+grep -q 'payloads: shared memory' "$dir/soak.out" || mla_fail 1 "nothing is shared"
 declare -A before
 for pid in "$coordinator" "${ranks[@]}"; do
     before[$pid]=$(used "$pid")
