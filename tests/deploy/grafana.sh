@@ -32,18 +32,18 @@ setpriv --pdeathsig TERM prometheus --config.file="$dir/prometheus.yaml" \
 prometheus=$!
 
 # Load of all kinds, KV_FULL among it, for some scrapes.
-until (($(date +%s) >= began + 8)); do
+for ((pass = 0; pass < 3 || $(date +%s) < began + 8; pass++)); do
     "$mla_bin/mla-check" "$mla_root/tests/golden/v3-tiny" --endpoint "$mla_endpoint" \
         --payload inline >/dev/null
     "$mla_bin/mla-soak" --endpoint "$mla_endpoint" --runs 200 --rows 13 --in-flight 8 >/dev/null
     ! "$mla_bin/mla-soak" --endpoint "$mla_endpoint" --runs 1 --rows 200 >/dev/null 2>&1 ||
         mla_fail 1 "200 sequences fit 96 blocks"
 done
-scraped() {
-    [[ $(mla_get "$port" '/api/v1/query?query=up' | tail -n 1) == *'"value":['*',"1"]'* ]]
+# What came last is scraped a second later.
+dashboard() {
+    python3 "$mla_root/tests/deploy/dashboard.py" "http://127.0.0.1:$port" "$began" 2>"$dir/why.log"
 }
-mla_within 20 scraped
-python3 "$mla_root/tests/deploy/dashboard.py" "http://127.0.0.1:$port" "$began"
+mla_within 20 dashboard
 [[ $(mla_get "$port" /api/v1/rules | tail -n 1) != *'"health":"err"'* ]] ||
     mla_fail 1 "a rule can't be evaluated"
 kill "$prometheus"
