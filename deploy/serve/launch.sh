@@ -51,6 +51,8 @@ environment_of_hosts() {
     export OMPI_MCA_plm_rsh_args=${OMPI_MCA_plm_rsh_args:-"-o BatchMode=yes -o ConnectTimeout=5"}
     # mla-host stays with what it starts, and so does the ssh that started it.
     export OMPI_MCA_orte_leave_session_attached=1
+    # In a Slurm allocation srun starts the daemons, and a group's would wait for another's to end.
+    export SLURM_OVERLAP=${SLURM_OVERLAP:-1}
     # A daemon that lost mpirun ends its ranks: soon, also when nothing tells it.
     export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-5}
     export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-2}

@@ -73,7 +73,8 @@ stop() {
             mla_session_wait 5 "${pids[coordinator]}"; then
             mla_session_wait 2 "${pids[@]}" || true
         fi
-        mla_session_kill TERM "${pids[@]}"
+        # Not the whole sessions: ssh and srun would cut off what is still cleaning up over there.
+        kill -TERM "${pids[@]}" 2>/dev/null || true
         mla_session_wait 3 "${pids[@]}" || mla_session_kill KILL "${pids[@]}"
         wait
     fi
@@ -147,7 +148,6 @@ ended() {
     ((pause_ms[$name] >= pause_first_ms)) || pause_ms[$name]=$pause_first_ms
     ((pause_ms[$name] <= own[--back-off-ms])) || pause_ms[$name]=${own[--back-off-ms]}
     say "$name ended with code $code: started again in $((due_ms[$name] - now)) ms"
-    [[ ${proved[$name]:-} ]] || say "its log ends: $(tail -n 1 "$log_dir/$name.log")"
 }
 
 # Looks after everything once.
