@@ -415,21 +415,29 @@ enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_inco
     return status;
 }
 
-enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number)
+/* Whose server dies may have reached its socket once more, in vain: what ends before its handshake
+ * is no connection that was. That it failed is told first. */
+static enum mla_status next_end(struct mla_channel *channel, int *fd)
 {
     uint16_t event = 0;
+    enum mla_status status;
+    while ((status = receive_event(channel, &event, fd)) == MLA_OK) {
+        bool was_vain = channel->vain;
+        count_failure(channel, event);
+        channel->vain = event != ZMQ_EVENT_DISCONNECTED;
+        if (!channel->vain && !was_vain)
+            break;
+    }
+    return status;
+}
+
+enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number)
+{
     bool nothing = is_nothing(&channel->news);
     *number = 0;
-    enum mla_status status = MLA_OK;
-    if (!channel->server) {
-        if (nothing)
-            return MLA_AGAIN;
-        while (event != ZMQ_EVENT_DISCONNECTED &&
-               (status = receive_event(channel, &event, fd)) == MLA_OK)
-            count_failure(channel, event);
-        return status;
-    }
-    status = nothing ? MLA_OK : read_news(channel);
+    if (!channel->server)
+        return nothing ? MLA_AGAIN : next_end(channel, fd);
+    enum mla_status status = nothing ? MLA_OK : read_news(channel);
     if (status != MLA_OK)
         return status;
     return mla_connections_next_ended(channel->connections, fd, number) ? MLA_OK : MLA_AGAIN;

@@ -75,8 +75,8 @@ struct mla_incoming {
 /* The next message, without waiting. MLA_AGAIN: none. */
 enum mla_status mla_channel_receive(struct mla_channel *channel, struct mla_incoming *out);
 
-/* The next connection that has ended: its descriptor and (of a server's end) its number. MLA_AGAIN:
- * none. */
+/* The next connection that has ended: its descriptor and (of a server's end) its number. On a
+ * client's end: not those that ended before their handshake. MLA_AGAIN: none. */
 enum mla_status mla_channel_gone(struct mla_channel *channel, int *fd, uint64_t *number);
 
 /* What became of connections so far, as mla_channel_gone has seen it. */

@@ -43,6 +43,9 @@ enum mla_collective_nccl_flags {
     MLA_NCCL_SYMMETRIC = 1,
     /* NCCL is called with one rank, too. */
     MLA_NCCL_ALONE = 2,
+    /* Each collective goes with windows at the sizes where create found that faster, and without
+     * them elsewhere: with a second communicator, and memory that both can use. */
+    MLA_NCCL_MEASURED = 4,
 };
 
 /* bf16 in the memory of the calling thread's CUDA device, over NCCL; only in a build with CUDA.

@@ -74,13 +74,17 @@ static enum mla_status make_backend(const struct mla_worker_options *options, ui
 }
 
 /* NCCL between GPUs, MPI between CPUs. */
-static enum mla_status make_collective(struct mla_backend *backend, uint32_t rank, uint32_t ranks,
+static enum mla_status make_collective(const struct mla_worker_options *options,
+                                       struct mla_backend *backend, uint32_t rank, uint32_t ranks,
                                        struct mla_collective **out)
 {
 #if MLA_HAVE_CUDA
     if (!backend->unified)
-        return mla_collective_nccl_create(rank, ranks, mla_backend_cuda_stream(backend), out);
+        return mla_collective_nccl_create_flags(
+            rank, ranks, mla_backend_cuda_stream(backend),
+            options->collectives_measured ? MLA_NCCL_MEASURED : 0, out);
 #endif
+    (void)options;
     assert(backend->unified);
     return mla_collective_mpi_create(rank, ranks, out);
 }
@@ -140,7 +144,7 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
     if (status == MLA_OK)
         status = make_backend(options, local_rank, local_ranks, &backend);
     if (status == MLA_OK)
-        status = make_collective(backend, rank, ranks, &collective);
+        status = make_collective(options, backend, rank, ranks, &collective);
     if (status == MLA_OK)
         status = mla_shard_load(&checkpoint, rank, ranks, backend, &shard);
     mla_checkpoint_close(&checkpoint);

@@ -25,6 +25,9 @@ static const char help[] =
     "  --bind gpu|none        gpu: run on the processors near the rank's GPU (gpu)\n"
     "  --graphs G             decode layers as captured CUDA graphs: start (captured before the\n"
     "                         rank is ready), lazy (when first needed) or off (start)\n"
+    "  --collectives C        between GPUs: plain, or measured: at start-up, and with NCCL's "
+    "windows\n"
+    "                         of symmetric memory at the sizes where they are faster (plain)\n"
     "  --kv-dtype f32|bf16    KV cache (cpu: f32, cuda: bf16)\n"
     "  --kv-memory BYTES      what the KV cache of a rank may take; K, M, G, T are understood\n"
     "  --kv-memory-fraction F without --kv-memory, this share of what is free once weights and\n"
@@ -54,6 +57,7 @@ enum option_id {
     OPTION_DEVICE,
     OPTION_BIND,
     OPTION_GRAPHS,
+    OPTION_COLLECTIVES,
     OPTION_KV_DTYPE,
     OPTION_KV_MEMORY,
     OPTION_KV_FRACTION,
@@ -78,6 +82,7 @@ static const struct option options[] = {
     {"device", required_argument, NULL, OPTION_DEVICE},
     {"bind", required_argument, NULL, OPTION_BIND},
     {"graphs", required_argument, NULL, OPTION_GRAPHS},
+    {"collectives", required_argument, NULL, OPTION_COLLECTIVES},
     {"kv-dtype", required_argument, NULL, OPTION_KV_DTYPE},
     {"kv-memory", required_argument, NULL, OPTION_KV_MEMORY},
     {"kv-memory-fraction", required_argument, NULL, OPTION_KV_FRACTION},
@@ -165,6 +170,9 @@ static bool set(void *context, int id, const char *text)
         return out->bind || strcmp(text, "none") == 0;
     case OPTION_GRAPHS:
         return set_graphs(text, out);
+    case OPTION_COLLECTIVES:
+        out->collectives_measured = strcmp(text, "measured") == 0;
+        return out->collectives_measured || strcmp(text, "plain") == 0;
     case OPTION_TRACE:
         out->trace = text;
         return *text != '\0';

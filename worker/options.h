@@ -16,8 +16,9 @@ struct mla_worker_options {
     uint32_t threads, chunk_rows, connect_timeout_ms, poll_us;
     enum mla_worker_backend { MLA_WORKER_AUTO, MLA_WORKER_CPU, MLA_WORKER_CUDA } backend;
     enum mla_graphs_mode graphs;
-    enum mla_dtype kv_dtype;  /* 0: the backend's activation dtype */
-    uint64_t kv_memory_bytes; /* 0: a share of what there is */
+    bool collectives_measured; /* with windows where these are faster */
+    enum mla_dtype kv_dtype;   /* 0: the backend's activation dtype */
+    uint64_t kv_memory_bytes;  /* 0: a share of what there is */
     double kv_memory_fraction;
     bool check, spin, bind;
 };

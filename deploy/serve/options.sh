@@ -51,7 +51,7 @@ declare -A takers=(
     [--memory-max]=coordinator [--metrics]=coordinator [--insecure]=coordinator-flag
     [--spin]=both-flag
     [--layers]=worker [--backend]=worker [--kv-dtype]=worker [--kv-memory]=worker
-    [--kv-memory-fraction]=worker [--graphs]=worker [--trace]=worker
+    [--kv-memory-fraction]=worker [--graphs]=worker [--collectives]=worker [--trace]=worker
     [--threads]=worker [--context-chunk]=worker [--poll-us]=worker
     [--connect-timeout-ms]=worker
 )

@@ -148,6 +148,7 @@ ended() {
     ((pause_ms[$name] >= pause_first_ms)) || pause_ms[$name]=$pause_first_ms
     ((pause_ms[$name] <= own[--back-off-ms])) || pause_ms[$name]=${own[--back-off-ms]}
     say "$name ended with code $code: started again in $((due_ms[$name] - now)) ms"
+    [[ ${proved[$name]:-} ]] || say "its log ends: $(tail -n 1 "$log_dir/$name.log")"
 }
 
 # Looks after everything once.

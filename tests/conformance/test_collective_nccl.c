@@ -133,6 +133,7 @@ Test(collective_nccl, of_one_job)
     cr_assert_eq(mla_backend_cuda_create((int)local_rank, &backend), MLA_OK);
     check(MLA_NCCL_ALONE);
     check(MLA_NCCL_ALONE | MLA_NCCL_SYMMETRIC);
+    check(MLA_NCCL_ALONE | MLA_NCCL_MEASURED);
     backend->ops->destroy(&backend);
     mla_bootstrap_fini();
 }

@@ -40,6 +40,35 @@ refuse 2 payload --model "$model" "${on[@]}" --payload both
 refuse 2 region --model "$model" "${on[@]}" --region-memory 2000T
 refuse 2 prefill --model "$model" "${on[@]}" --prefill-tokens-max 0
 
+# Hosts: none of these is asked for anything.
+hosts=(--model "$model" --network 127.0.0.0/8)
+refuse 2 curve-keys "${hosts[@]}" --hosts a:2
+refuse 2 HOST:RANKS "${hosts[@]}" --insecure --hosts a:0
+refuse 2 HOST:RANKS "${hosts[@]}" --insecure --hosts a:2,-oProxyCommand=x:2
+refuse 2 'more ranks' "${hosts[@]}" --insecure --hosts a:4,b:4 --groups 3 --ranks 3
+refuse 2 exclude "${hosts[@]}" --insecure --hosts a --hostfile b
+refuse 2 'to read hosts from' "${hosts[@]}" --insecure --hostfile "$dir/nowhere"
+refuse 2 reach "${hosts[@]}" --insecure --hosts a:2 --workers ipc:///x
+refuse 2 network --model "$model" --insecure --hosts a:2 --network 10.1
+refuse 2 'no address in' --model "$model" --insecure --hosts a:2 --network 203.0.113.0/24
+
+# placed WANT OPTION...: on which hosts mla-serve would put the ranks: "HOST:RANKS from GPU", "/"
+# between groups.
+placed() {
+    local want=$1 got
+    shift
+    got=$("$mla_root/deploy/mla-serve" "${hosts[@]}" --insecure --dry-run "$@" | grep mpirun |
+        grep -oE -e '--host [^ ]*|--device [0-9]*|^env' | sed 's/^env/\//; s/.* //' | tr '\n' ' ')
+    [[ $got == "/ $want " ]] || mla_fail 1 "placed $got instead of / $want: $*"
+}
+placed 'a:4 0 b:4 0' --hosts a:4,b:4
+placed 'a:4 0 / b:4 0' --hosts a:4,b:4 --groups 2
+placed 'b:5 0 / a:4 0 b:1 5' --hosts a:4,b:6 --groups 2 --ranks 5
+placed 'b:2 0 / a:2 0 / a:2 2' --hosts a:4,b:2 --groups 3
+placed 'a:2 0 b:2 0' --hosts a,b --ranks 4
+printf '# cluster\na slots=2\n\nb:2 # spare\nc\n' >"$dir/hostfile"
+placed 'a:2 0 b:2 0 c:1 0' --hostfile "$dir/hostfile"
+
 refuse 3 config --model "$dir/nowhere" "${on[@]}"
 copy config && rm "$dir/config/config.json"
 sed 's/"kv_lora_rank": *[0-9]*/"kv_lora_rank": -1/' "$model/config.json" >"$dir/config/config.json"

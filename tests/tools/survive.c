@@ -29,6 +29,7 @@ static const double row_tolerance = 1e-4;
 
 static const char usage[] =
     "usage: mla-survive CASE_DIR --endpoint E --seconds N [--payload auto|inline] [--seed N]\n"
+    "                   [--curve-keys DIR]\n"
     "\n"
     "Gives the sequences of a golden case to a service in random steps for N seconds and compares\n"
     "every row that comes back. Typed errors are answered as proto/README.md says: steps are\n"
@@ -48,7 +49,7 @@ struct track {
 };
 
 struct survive {
-    const char *dir, *endpoint;
+    const char *dir, *endpoint, *curve_keys;
     uint64_t seconds, seed;
     bool payload_inline;
     struct mla_case golden;
@@ -122,6 +123,7 @@ static bool is_lost(enum mla_status status)
 static enum mla_status reconnect(struct survive *survive)
 {
     struct mla_client_options options = {.timeout_ms = TIMEOUT_MS,
+                                         .curve_keys = survive->curve_keys,
                                          .payload_inline = survive->payload_inline};
     size_t row = survive->golden.config.hidden * sizeof(float);
     void *memory = NULL;
@@ -361,9 +363,13 @@ static enum mla_status report(struct survive *survive, bool *ok)
 static enum mla_status read_options(int argc, char **argv, struct survive *out, bool *help)
 {
     static const struct option known[] = {
-        {"endpoint", required_argument, NULL, 'e'}, {"seconds", required_argument, NULL, 's'},
-        {"payload", required_argument, NULL, 'p'},  {"seed", required_argument, NULL, 'r'},
-        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0},
+        {"endpoint", required_argument, NULL, 'e'},
+        {"seconds", required_argument, NULL, 's'},
+        {"payload", required_argument, NULL, 'p'},
+        {"seed", required_argument, NULL, 'r'},
+        {"curve-keys", required_argument, NULL, 'k'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     int option;
     bool ok = true;
@@ -380,6 +386,9 @@ static enum mla_status read_options(int argc, char **argv, struct survive *out, 
             break;
         case 'r':
             ok = mla_parse_number(optarg, 1, UINT64_MAX, &out->seed);
+            break;
+        case 'k':
+            out->curve_keys = optarg;
             break;
         case 'h':
             *help = true;

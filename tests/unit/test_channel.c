@@ -4,12 +4,14 @@
 #include "proto/clock.h"
 
 #include <criterion/criterion.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -531,6 +533,34 @@ Test(channel, server_leaves)
     send_until(MLA_AGAIN, client, NULL, "nobody is there");
     listen_at(endpoint);
     (void)greet_again();
+}
+
+/* As when a server dies: its socket still takes a connection, and then goes. */
+Test(channel, attempts_are_no_connections)
+{
+    enum { ATTEMPTS = 3 };
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof address;
+    char endpoint[64];
+    struct mla_channel_counts counts = {0};
+    uint64_t number = 0;
+    int fd = -1;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    cr_assert_eq(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    cr_assert_eq(listen(listener, 1), 0);
+    cr_assert_eq(getsockname(listener, (struct sockaddr *)&address, &bytes), 0);
+    snprintf(endpoint, sizeof endpoint, "tcp://127.0.0.1:%d", ntohs(address.sin_port));
+    cr_assert_eq(mla_channel_connect(context, endpoint, &options, &client), MLA_OK);
+    for (int i = 0; i < ATTEMPTS; i++)
+        close(accept(listener, NULL, NULL));
+    int64_t deadline_s = now_s() + PATIENCE_S;
+    while (counts.handshakes < ATTEMPTS - 1) { /* the last end may be yet to come */
+        cr_assert_lt(now_s(), deadline_s, "no attempt was told to fail");
+        cr_assert_eq(mla_channel_wait(&client, 1, 100), MLA_OK);
+        cr_assert_eq(mla_channel_gone(client, &fd, &number), MLA_AGAIN);
+        mla_channel_counts(client, &counts);
+    }
+    close(listener);
 }
 
 Test(channel, nothing_is_there)
