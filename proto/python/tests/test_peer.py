@@ -14,6 +14,7 @@ import pytest
 import mla_client
 from mla_client import AsyncClient, Client, Entry, _session, _wire, errors
 from peer import HIDDEN, Answer, Asked, Peer, Script, hello, refuse, usual
+from service import within
 
 ENTRIES = [Entry(1, 0, 2)]
 X = np.arange(2 * HIDDEN, dtype=np.float32).reshape(2, HIDDEN)
@@ -282,6 +283,23 @@ def test_the_connection_ends_under_a_request(peer: Peer) -> None:
         client.free(1)  # it is no more already: nothing is sent
         assert kinds(peer)[-1] == _wire.HELLO
         client.step([Entry(2, 0, 2)]).commit()
+
+
+def test_replies_that_came_before_the_end_count(peer: Peer) -> None:
+    with Client(peer.endpoint, timeout=10) as client:
+        step = client.step(ENTRIES)
+        client.stats()
+        future = step.submit(0, X)
+        connection = client._session.connection
+        assert connection is not None
+        within(10, connection.readable)
+        peer.stop()
+        within(10, lambda: bool(connection.monitor.poll(0)))
+        peer.start()
+        client.stats()
+        np.testing.assert_array_equal(future.result(), X)
+        with pytest.raises(mla_client.ConnectionLost):
+            step.commit()
 
 
 def test_hello_required_is_a_lost_connection(peer: Peer) -> None:

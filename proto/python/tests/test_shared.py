@@ -17,6 +17,7 @@ import pytest
 import mla_client
 from golden import Case, bits_of, error
 from mla_client import Client, Entry, _wire
+from mla_client._arrays import Rows
 from mla_client._region import Region
 from peer import HIDDEN, Answer, Asked, Peer, hello, refuse, usual
 from service import Service, within
@@ -48,7 +49,7 @@ def test_buffers_are_used_as_they_are(service: Service, case: Case) -> None:
         region = client._session.connection.region
         assert region is not None
         x, out = client.buffer((64, 256)), client.buffer((64, 256))
-        places = {region.find(x), region.find(out)}
+        places = {region.find(Rows(x)), region.find(Rows(out))}
         assert None not in places
         x[...] = case.inputs[0, 2]
         taken = []
@@ -59,7 +60,7 @@ def test_buffers_are_used_as_they_are(service: Service, case: Case) -> None:
         assert error(out, case.outputs[0, 2]) < TOLERANCE
         y = step.run(0, x)  # the output is in the region, too
         assert taken == [64 * 256 * 4]
-        assert region.find(y) is not None
+        assert region.find(Rows(y)) is not None
         np.testing.assert_array_equal(y, out)
         assert step.run(0, x[::1]).base is not None
         # Rows in the middle of a buffer, and views that are not contiguous.

@@ -38,18 +38,20 @@ def _torch() -> Any:
 class Rows:
     """One side of a RUN: the caller's array, and its bits where they can be used as they are."""
 
-    __slots__ = ("bits", "dtype", "shape", "source", "tensor")
+    __slots__ = ("bits", "dtype", "shape", "size", "source", "tensor")
 
     def __init__(self, source: Any):
         self.source = source
         self.tensor = False
         self.bits: Bits | None = None  # None: not contiguous, or the memory of another device
         if isinstance(source, np.ndarray):
-            self.dtype = _NUMPY.get(source.dtype, 0)
+            self.dtype = F32 if source.dtype is FLOAT32 else _NUMPY.get(source.dtype, 0)
+            self.size = source.size
             if source.flags.c_contiguous and self.dtype:
                 self.bits = source if self.dtype == F32 else source.view(UINT16)
         elif (torch := _torch()) is not None and isinstance(source, torch.Tensor):
             self.tensor = True
+            self.size = source.numel()
             self.dtype = {torch.float32: F32, torch.bfloat16: BF16}.get(source.dtype, 0)
             if source.device.type == "cpu" and source.is_contiguous() and self.dtype:
                 self.bits = _tensor_bits(source)
@@ -67,10 +69,21 @@ class Rows:
 
     @property
     def rows(self) -> int:
-        size = 1
-        for length in self.shape[:-1]:
-            size *= length
-        return size
+        return self.size // self.shape[-1] if self.size else 0
+
+    def place(self) -> Any:
+        """What the memory of an array belongs to, if that is no array, and of a tensor None."""
+        owner = self.bits
+        while type(owner) is np.ndarray:
+            owner = owner.base
+        return owner
+
+    def address(self) -> int:
+        """Of the bits, where there are any."""
+        if self.tensor:
+            return int(self.source.data_ptr())
+        assert self.bits is not None
+        return int(self.bits.__array_interface__["data"][0])
 
     def copy_to(self, bits: Bits) -> None:
         """Fills bits, which have the dtype and shape of these rows."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mla_client._arrays import Bits
-from mla_client._wire import Shared
+from mla_client._arrays import Bits, Rows
+from mla_client._wire import ALIGNMENT, Shared
 
 _SEALS = 0x2 | 0x4 | 0x1  # F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL
 _REQUEST = struct.Struct("<Q16s")
@@ -52,12 +52,13 @@ class Place:
     """Some bytes of the region. They are free again when nobody has them any more: an array made
     of a place keeps it, and the place keeps the region mapped."""
 
-    __slots__ = ("__array_interface__", "at", "region", "size")
+    __slots__ = ("__array_interface__", "at", "region", "size", "used")
 
-    def __init__(self, region: Region, at: int, size: int):
+    def __init__(self, region: Region, at: int, size: int, used: int):
         self.region = region
         self.at = at
         self.size = size
+        self.used = used  # of the size, which is rounded up
 
     def bits(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Bits:
         self.__array_interface__ = {
@@ -85,14 +86,25 @@ class Region:
         self.freed: deque[tuple[int, int]] = deque()
         self._held: list[tuple[Place, int, int | None]] = []
 
-    def find(self, bits: Bits) -> int | None:
-        """Where an array is in the region."""
-        at: int = bits.__array_interface__["data"][0] - self.base
-        return at if 0 <= at <= self.size - bits.nbytes else None
+    def find(self, rows: Rows) -> int | None:
+        """Where rows are in the region, if they are and the workers can use them there."""
+        bits = rows.bits
+        if bits is None:
+            return None
+        if not rows.tensor:
+            # To ask for the address of an array takes longer than all of this.
+            place = rows.place()
+            if type(place) is not Place or place.region is not self:
+                return None
+            if bits.nbytes == place.used:
+                return place.at
+        at = rows.address() - self.base
+        inside = 0 <= at <= self.size - bits.nbytes and at % ALIGNMENT == 0
+        return at if inside else None
 
-    def take(self, size: int) -> Place | None:
+    def take(self, used: int) -> Place | None:
         """A place for so many bytes, if there is one."""
-        size = max(1, (size + _UNIT - 1) // _UNIT) * _UNIT
+        size = max(1, (used + _UNIT - 1) // _UNIT) * _UNIT
         while self.freed:
             self._put(*self.freed.popleft())
         for i, (at, length) in enumerate(self._free):
@@ -101,7 +113,7 @@ class Region:
                     del self._free[i]
                 else:
                     self._free[i] = (at + size, length - size)
-                return Place(self, at, size)
+                return Place(self, at, size, used)
         return None
 
     def _put(self, at: int, length: int) -> None:

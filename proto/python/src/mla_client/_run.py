@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ class Run:
     """Starts with what the caller has, ends with what the caller gets."""
 
     __slots__ = (
-        "_dtype", "_in", "_input", "_layer", "_out", "_place", "_region", "_reply_dtype", "_step",
+        "_in", "_input", "_layer", "_out", "_place", "_region", "_reply_dtype", "_step",
         "_x", "request", "times",
     )  # fmt: skip
 
@@ -49,7 +48,7 @@ class Run:
         self._x = Rows(x)
         self._out = None if out is None else Rows(out)
         if self._out is not None:
-            if prod(self._out.shape) != prod(self._x.shape):
+            if self._out.size != self._x.size:
                 raise errors.Count(f"out is {self._out.shape}, and x is {self._x.shape}")
             self._reply_dtype = self._out.dtype
         else:
@@ -88,16 +87,15 @@ class Run:
         region, x, out = self._region, self._x, self._out
         if region is None:
             return None
-        size = prod(x.shape)
-        input_at = region.find(x.bits) if x.bits is not None else None
-        if input_at is None or input_at % _wire.ALIGNMENT:
-            self._in = region.take(size * ITEM_BYTES[x.dtype])
+        input_at = region.find(x)
+        if input_at is None:
+            self._in = region.take(x.size * ITEM_BYTES[x.dtype])
             if self._in is None:
                 return None
             input_at = self._in.at
-        output_at = region.find(out.bits) if out is not None and out.bits is not None else None
-        if output_at is None or output_at % _wire.ALIGNMENT:
-            self._place = region.take(size * ITEM_BYTES[self._reply_dtype])
+        output_at = region.find(out) if out is not None else None
+        if output_at is None:
+            self._place = region.take(x.size * ITEM_BYTES[self._reply_dtype])
             if self._place is None:
                 self._in = None
                 return None
@@ -175,7 +173,7 @@ class Run:
             frame = self.request.payload
             payload = b"" if frame is None else frame.buffer
             self.request.payload = None
-            if len(payload) != prod(self._x.shape) * ITEM_BYTES[dtype]:
+            if len(payload) != self._x.size * ITEM_BYTES[dtype]:
                 raise errors.ProtocolError(f"a RUN's payload has {len(payload)} bytes")
             bits = np.frombuffer(payload, BITS[dtype]).reshape(self._x.shape)
         if self._out is not None:

@@ -30,8 +30,8 @@ HEADER = Struct("<IHHQQIIIIQ")
 RUN_INLINE = Struct("<IHHQQIIIIQ QIIIII")
 # ... region, input_at, output_at
 RUN_PLACED = Struct("<IHHQQIIIIQ QIIIII QQQ")
-# step, layer, dtype, rows, hidden, received_ns, replied_ns, queued, compute, collective, gathered
-RUN_REPLY = Struct("<QIIIIQQIIII")
+# after what is known: received_ns, replied_ns, queued_ns, compute_ns, collective_ns, gathered_ns
+RUN_REPLY = Struct("<24x QQIIII")
 
 _HELLO = Struct("<II")
 _INFO = Struct("<22I")
@@ -233,4 +233,4 @@ def shared(body: bytes, count: int) -> Shared:
 def run_times(body: bytes) -> RunTimes:
     if len(body) != RUN_REPLY.size:
         raise errors.ProtocolError(f"RUN's reply has {len(body)} bytes, not {RUN_REPLY.size}")
-    return RunTimes(*RUN_REPLY.unpack(body)[5:])
+    return RunTimes(*RUN_REPLY.unpack(body))
