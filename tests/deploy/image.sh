@@ -5,6 +5,12 @@
 # shellcheck source=deploy/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../../deploy/lib.sh"
 
+image_skip() {
+    echo "SKIPPED: $1: no image, nothing tested"
+    [[ ! ${MLA_EXPECT_HOSTS:-} ]] || exit 1
+    exit 77
+}
+
 # image_namespace SCRIPT ARGUMENT...: starts the script again, once, in mount, network and process
 # namespaces of its own. 77, loudly, where that is not allowed.
 image_namespace() {
@@ -13,8 +19,7 @@ image_namespace() {
         return
     fi
     if ! unshare --mount --net --pid --fork true 2>/dev/null; then
-        echo "SKIPPED: namespaces can't be made here (this wants root): no image, nothing tested"
-        exit 77
+        image_skip "namespaces can't be made here, which wants root"
     fi
     MLA_IMAGE_NAMESPACE=1 exec unshare --mount --net --pid --fork --kill-child --mount-proc \
         "$BASH" "$@"
@@ -31,8 +36,7 @@ image_mount() {
     image_root=$at/root image_out=$at/out
     if ! mount -t overlay -o "lowerdir=/,upperdir=$at/upper,workdir=$at/work" image "$image_root"
     then
-        echo "SKIPPED: no overlay can be mounted here: no image, nothing tested"
-        exit 77
+        image_skip "no overlay can be mounted here"
     fi
     mount -t proc proc "$image_root/proc"
     mount -t sysfs -o ro sys "$image_root/sys"
