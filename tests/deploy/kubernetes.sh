@@ -15,6 +15,11 @@ manifests() {
     "$python" "$mla_root/tests/deploy/manifests.py" "$@"
 }
 manifests check
+if command -v kubectl >/dev/null; then
+    kubectl kustomize "$mla_root/deploy/kubernetes" | manifests rendered
+else
+    echo "SKIPPED: there is no kubectl here, so kustomization.yaml was read without kustomize"
+fi
 
 model=$(mla_case_model v3-tiny)
 image_mount

@@ -185,6 +185,18 @@ def check_references(documents: dict[tuple[str, str], dict[str, Any]]) -> None:
                 require(not named or port["port"] in ports, f"{policy}: port {port['port']}")
 
 
+def check_rendered(documents: dict[tuple[str, str], dict[str, Any]], text: str) -> None:
+    rendered = {
+        (document["kind"], document["metadata"]["name"]): document
+        for document in yaml.safe_load_all(text)
+    }
+    for template in templates(rendered).values():
+        container = template["spec"]["containers"][0]
+        require(container["image"] == "mla:latest", "kustomize does not put the image's name")
+        container["image"] = "mla"
+    require(rendered == documents, "kustomize makes something else of the files")
+
+
 def command(documents: dict[tuple[str, str], dict[str, Any]], name: str) -> list[str]:
     container = templates(documents)[name]["spec"]["containers"][0]
     environment: list[str] = [
@@ -212,6 +224,8 @@ def main() -> None:
             check_pods(documents)
             check_references(documents)
             print(f"manifests: {len(documents)} documents, Kubernetes {', '.join(VERSIONS)}")
+        case ["rendered"]:
+            check_rendered(documents, sys.stdin.read())
         case ["command", name]:
             sys.stdout.write("".join(word + "\0" for word in command(documents, name)))
         case ["field", path]:
