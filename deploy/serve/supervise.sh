@@ -101,6 +101,8 @@ hear() {
     local word=$1 first=$2 second=$3
     case $word in
     bound)
+        [[ ${proved[coordinator]:-} ]] ||
+            say "coordinator on $(uname -n): clients at $second, ranks at $first"
         workers_endpoint=$first endpoint=$second
         proved[coordinator]=yes
         ;;

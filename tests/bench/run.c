@@ -23,6 +23,7 @@ static const char help[] =
     "cached values are whatever was there.\n"
     "\n"
     "  --endpoint E          of the service (tcp://host:port or ipc:///path)\n"
+    "  --curve-keys DIR      for a service on tcp with keys: client.key and server.pub\n"
     "  --rows B              sequences of a step, each with one new token (16)\n"
     "  --context C           tokens that they have already (512)\n"
     "  --layers N            the first N layers of the service, in turn (all)\n"
@@ -40,6 +41,7 @@ static const char help[] =
 
 enum option_id {
     OPTION_ENDPOINT = 256,
+    OPTION_KEYS,
     OPTION_ROWS,
     OPTION_CONTEXT,
     OPTION_LAYERS,
@@ -58,6 +60,7 @@ enum option_id {
 
 static const struct option known[] = {
     {"endpoint", required_argument, NULL, OPTION_ENDPOINT},
+    {"curve-keys", required_argument, NULL, OPTION_KEYS},
     {"rows", required_argument, NULL, OPTION_ROWS},
     {"context", required_argument, NULL, OPTION_CONTEXT},
     {"layers", required_argument, NULL, OPTION_LAYERS},
@@ -134,6 +137,9 @@ static bool set(void *context, int id, const char *text)
     case OPTION_ENDPOINT:
         out->endpoint = text;
         return true;
+    case OPTION_KEYS:
+        out->curve_keys = text;
+        return *text != '\0';
     case OPTION_ROWS:
         return set_number(text, 1, MLA_STEP_SEQUENCES_MAX, &out->rows);
     case OPTION_CONTEXT:
@@ -256,6 +262,7 @@ static enum mla_status prepare(struct mla_run_bench *bench)
 {
     struct mla_run_options *options = &bench->options;
     struct mla_client_options client = {.timeout_ms = TIMEOUT_MS,
+                                        .curve_keys = options->curve_keys,
                                         .payload_inline = options->payload == MLA_RUN_INLINE,
                                         .spin = options->spin};
     char why[MLA_SENTENCE_BYTES_MAX];

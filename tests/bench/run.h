@@ -11,7 +11,7 @@ enum { MLA_RUN_ROUNDS_MAX = 8, MLA_RUN_IN_FLIGHT_MAX = 64 };
 enum mla_run_payload { MLA_RUN_AUTO, MLA_RUN_SHARED, MLA_RUN_INLINE };
 
 struct mla_run_options {
-    const char *endpoint, *json, *pids;
+    const char *endpoint, *curve_keys, *json, *pids;
     uint32_t rows, context, layers, opens;
     uint32_t in_flight[MLA_RUN_ROUNDS_MAX], round_count, in_flight_max;
     uint64_t repeat; /* RUNs of a round; 0: for `seconds` */

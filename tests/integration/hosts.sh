@@ -24,12 +24,15 @@ on 1 cp -r "$dir/keys" "$keys"
 # These hosts have the same cores, and fewer than processes.
 export OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1
 
+# Of a rank, until it is taken for lost.
+silence_ms=$((2000 + ${MLA_SLOW:-0}))
+
 # serve OPTION...: on the first host. Only `serving` is known of it.
 serve() {
     rm -f "$dir"/{group-0,coordinator}.log
     become 1 env TMPDIR="$hosts_tmp" setpriv --pdeathsig TERM -- "$mla_root/deploy/mla-serve" \
         --model "$model" --log-dir "$dir" --endpoint 'tcp://*:5755' --curve-keys "$keys" \
-        --poll-us 0 --back-off-ms 500 "$@" </dev/null >"$dir/serve.out" 2>"$dir/serve.log" &
+        --poll-us 0 --back-off-ms 500 --heartbeat-timeout-ms "$silence_ms" "$@" </dev/null >"$dir/serve.out" 2>"$dir/serve.log" &
     serving=$!
 }
 until_ready() {
@@ -147,7 +150,7 @@ done
 since=$(now_ns)
 hosts_cut 3
 mla_within 30 has_after "$since" bad
-passed "host cut off, typed error" "$since" "$(after "$since" bad)" 2500
+passed "host cut off, typed error" "$since" "$(after "$since" bad)" $((silence_ms + 500))
 old=$(workers_on 3)
 mla_within 30 grep -q 'group-0 ended with code' "$dir/serve.log"
 since=$(now_ns)
