@@ -76,6 +76,15 @@ has_none() {
 has_recovered() {
     [[ $(grep -c '^group 0 is ready' "$dir/mla/logs/coordinator.log") == 2 ]]
 }
+
+cancel() {
+    scancel "$job"
+    mla_within 20 cluster_idle
+    nothing_left node1 node2 node3
+    [[ ! -e $dir/mla/endpoint ]] || mla_fail 1 "the endpoint is still published"
+    told "cancelled, and nothing is left"
+}
+
 # has_ended STATE CODE
 has_ended() {
     [[ $(scontrol show job "$job") == *"JobState=$1 "*"ExitCode=$2"* ]]
@@ -110,12 +119,13 @@ client mla-soak --runs 20
 scancel --batch --signal=USR1 "$job"
 ready 4
 client mla-soak --runs 20
+cancel
 
-scancel "$job"
-mla_within 20 cluster_idle
-nothing_left node1 node2 node3
-[[ ! -e $dir/mla/endpoint ]] || mla_fail 1 "the endpoint is still published"
-told "cancelled, and nothing is left"
+# Several groups' daemons on one node, which is not the coordinator's.
+job=$(submit --model "$model" --groups 4 --ranks 1)
+ready 1
+client mla-soak --runs 20
+cancel
 
 # What is wrong stays wrong.
 job=$(submit --model "$dir")
