@@ -10,10 +10,12 @@ import mla_client
 from golden import Case
 from service import Service, within
 
-# So little of everything that each of it can run out.
+# So little of everything that each of it can run out, but time: nobody is to be lost because the
+# machine has other work.
 SMALL = (
     "--kv-blocks", "64", "--context-max", "1024", "--steps-open-max", "4", "--sequences-max", "40",
     "--step-tokens-max", "600", "--runs-queued-max", "16", "--prefill-tokens-max", "96",
+    "--heartbeat-timeout-ms", "30000",
 )  # fmt: skip
 
 

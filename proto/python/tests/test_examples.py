@@ -15,13 +15,14 @@ import pytest
 import mla_client
 from service import Service
 
+PATIENT = ("--heartbeat-timeout-ms", "30000")  # on a machine with other work
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
 def crowded() -> Iterator[Service]:
     """So few blocks that eight requests don't fit."""
-    with Service("--kv-blocks", "10", "--prefill-tokens-max", "48") as running:
+    with Service("--kv-blocks", "10", "--prefill-tokens-max", "48", *PATIENT) as running:
         yield running
 
 
@@ -51,10 +52,10 @@ def test_continuous_batching(service: Service, crowded: Service) -> None:
         assert client.stats().errors > 0  # else it was not that crowded
 
 
-def test_two_microbatches() -> None:
-    """The tokens are those of the model alone."""
-    torch: Any = pytest.importorskip("torch", reason="no torch here: an example is NOT tested")
-    reason = "no transformers 5.17 here: an example is NOT tested"
+def test_two_microbatches_and_generate() -> None:
+    """The tokens are those of the model alone; what a token's time is made of adds up."""
+    torch: Any = pytest.importorskip("torch", reason="no torch here: examples are NOT tested")
+    reason = "no transformers 5.17 here: examples are NOT tested"
     pytest.importorskip("transformers", minversion="5.17", reason=reason)
     from models import VOCABULARY, make
 
@@ -66,7 +67,19 @@ def test_two_microbatches() -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="mla-transformers.") as folder:
         model.save_pretrained(folder)
-        with Service(checkpoint=Path(folder)) as running:
+        with Service(*PATIENT, checkpoint=Path(folder)) as running:
             said = run("two_microbatches.py", running.endpoint, folder)
+            times = ("--tokens", "6", "--dtype", "float32")
+            attached = run("generate.py", folder, *times, "--endpoint", running.endpoint)
+        alone = run("generate.py", folder, *times)
     made = [[int(token) for token in line.split()] for line in said.splitlines()]
     assert made == expected[:, 24:].tolist()
+    for told, parts in ((alone, 2), (attached, 4)):
+        name, *ms = zip(
+            *(line.rsplit(maxsplit=2)[:2] for line in told.splitlines()[1:]), strict=True
+        )
+        took = dict(zip(name, map(float, ms[0]), strict=True))
+        whole = took.pop("a token of all sequences")
+        assert len(took) == parts
+        took.pop("  of it workers computing", None)
+        assert sum(took.values()) == pytest.approx(whole, abs=0.05)

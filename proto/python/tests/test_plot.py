@@ -56,7 +56,8 @@ def test_replay(service: Service, tmp_path: Path, lanes: int) -> None:
     assert tokens == told["total_input_tokens"] + told["total_output_tokens"] - told["completed"]
     assert max(timeline["ended_s"]) <= told["duration_s"]
     _, batch, occupancy = axes_of(told)
-    assert batch.lines[1].get_ydata().max() == 2  # two under way, in all lanes together
+    # In all lanes together, which need not be at work at the same time.
+    assert batch.lines[1].get_ydata().max() in range(3 - lanes, 3)
     peak = max(timeline["blocks_used"])
     said = [text.get_text() for text in occupancy.texts]
     assert any(f"{peak} of {told['blocks_total']}" in text for text in said)

@@ -36,7 +36,10 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with tempfile.TemporaryDirectory(prefix="mla-transformers.") as folder:
         alone.save_pretrained(folder)
         model = load(Path(folder), torch.float32)
-        options = ("--ranks", "2", "--backend", "cpu", "--kv-dtype", "f32")
+        options = (
+            "--ranks", "2", "--backend", "cpu", "--kv-dtype", "f32",
+            "--heartbeat-timeout-ms", "30000",
+        )  # fmt: skip
         with Service(*options, checkpoint=Path(folder)) as service:
             attached = attach(model, service.endpoint, timeout=60)
             yield Pair(alone, model, attached)

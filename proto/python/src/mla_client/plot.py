@@ -206,13 +206,14 @@ def _token_times(axes: Axes, results: dict[str, Any], timeline: dict[str, Any]) 
 
 
 def _over_lanes(timeline: dict[str, Any], name: str) -> Any:
-    """What all lanes have at the end of each step."""
+    """What all lanes have while each step is under way."""
     values, lane = timeline[name], timeline["lane"]
     total = np.zeros(len(values))
     for one in np.unique(lane):
         places = np.flatnonzero(lane == one)
-        latest = np.searchsorted(places, np.arange(len(values)), side="right") - 1
-        total += np.where(latest >= 0, values[places[np.maximum(latest, 0)]], 0)
+        before = np.searchsorted(places, np.arange(len(values)))  # of its steps that end earlier
+        here = places[np.minimum(before, len(places) - 1)]
+        total += np.where(before < len(places), values[here], 0)  # the one under way
     return total
 
 
