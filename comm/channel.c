@@ -337,7 +337,7 @@ static enum mla_status number_peer(struct mla_channel *channel, struct mla_peer 
 static void identify(struct mla_channel *channel, struct mla_peer *peer)
 {
     peer->fd = zmq_msg_get(&channel->head, ZMQ_SRCFD);
-    const char *user = channel->context->guard ? zmq_msg_gets(&channel->head, "User-Id") : NULL;
+    const char *user = channel->names ? zmq_msg_gets(&channel->head, "User-Id") : NULL;
     if (user)
         snprintf(peer->user, sizeof peer->user, "%s", user);
 }
@@ -451,10 +451,10 @@ void mla_channel_counts(const struct mla_channel *channel, struct mla_channel_co
         mla_crowd_count(channel->crowd, &out->connections);
 }
 
-void mla_channel_tend(struct mla_channel *channel)
+void mla_channel_tend(struct mla_channel *channel, uint64_t held_bytes)
 {
     if (channel->crowd)
-        mla_crowd_tend(channel->crowd, mla_now_ns());
+        mla_crowd_tend(channel->crowd, mla_now_ns(), held_bytes);
 }
 
 void mla_channel_relieve(struct mla_channel *channel, bool all)

@@ -86,8 +86,9 @@ struct mla_channel_counts {
     struct mla_crowd_counts connections; /* only of a channel with limits */
 };
 void mla_channel_counts(const struct mla_channel *channel, struct mla_channel_counts *out);
-/* On a server's channel with limits; about twice a second, after mla_channel_gone had no more. */
-void mla_channel_tend(struct mla_channel *channel);
+/* On a server's channel with limits; five times a second, after mla_channel_gone had no more.
+ * held_bytes: of payloads that were received and are still held. */
+void mla_channel_tend(struct mla_channel *channel, uint64_t held_bytes);
 /* As mla_crowd_relieve. */
 void mla_channel_relieve(struct mla_channel *channel, bool all);
 /* Ends a peer's connection; mla_channel_gone tells when it has ended. */

@@ -62,25 +62,38 @@ static enum mla_status set_keys(struct mla_channel *channel,
                    ? MLA_OK
                    : MLA_SYSTEM;
     char domain[MLA_GUARD_DOMAIN_BYTES];
-    enum mla_status status = MLA_OK;
-    if (!context->guard)
-        status = mla_guard_start(context->zmq, &context->guard);
-    if (status == MLA_OK)
-        status = mla_guard_allow(context->guard, options->allowed, domain);
+    enum mla_status status = mla_guard_allow(context->guard, options->allowed, domain);
     if (status != MLA_OK)
         return status;
+    channel->names = true;
     return ok && set_int(channel->socket, ZMQ_CURVE_SERVER, 1) &&
-                   set_int(channel->socket, ZMQ_ZAP_ENFORCE_DOMAIN, 1) &&
                    zmq_setsockopt(channel->socket, ZMQ_ZAP_DOMAIN, domain, strlen(domain)) == 0
                ? MLA_OK
                : MLA_SYSTEM;
+}
+
+/* Also where there are no keys: a socket that asks a guard speaks ZMTP 3 alone. Else ZeroMQ takes
+ * any bytes for those of a peer of ZMTP 1, and waits for more. */
+static enum mla_status set_guard(struct mla_channel *channel)
+{
+    struct mla_channel_context *context = channel->context;
+    const char *domain = mla_guard_open_domain();
+    enum mla_status status = MLA_OK;
+    if (!context->guard)
+        status = mla_guard_start(context->zmq, &context->guard);
+    if (status == MLA_OK &&
+        (!set_int(channel->socket, ZMQ_ZAP_ENFORCE_DOMAIN, 1) ||
+         zmq_setsockopt(channel->socket, ZMQ_ZAP_DOMAIN, domain, strlen(domain)) != 0))
+        status = MLA_SYSTEM;
+    return status;
 }
 
 static enum mla_status watch_peers(struct mla_channel *channel,
                                    const struct mla_crowd_limits *limits)
 {
     struct mla_channel_context *context = channel->context;
-    if (limits->connections_max == 0 && limits->silent_ms == 0 && limits->unread_ms == 0)
+    if (limits->connections_max == 0 && limits->silent_ms == 0 && limits->unread_ms == 0 &&
+        limits->first_bytes_max == 0)
         return MLA_OK;
     if (context->crowd_count == CHANNELS_MAX)
         return MLA_LIMIT;
@@ -168,6 +181,8 @@ enum mla_status mla_channel_open(struct mla_channel_context *context, const char
         status = MLA_SYSTEM;
         goto fail;
     }
+    if (server && (status = set_guard(channel)) != MLA_OK)
+        goto fail;
     if (options->keys && (status = set_keys(channel, options)) != MLA_OK)
         goto fail;
     if ((status = watch_peers(channel, &options->limits)) != MLA_OK ||

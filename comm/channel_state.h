@@ -49,7 +49,8 @@ struct mla_channel {
     struct mla_connections *connections; /* of a server's end */
     struct look messages, news;          /* of the one and of the other */
     bool server, spin;
-    bool vain; /* of a client's end: the connection that ends next had no handshake */
+    bool vain;  /* of a client's end: the connection that ends next had no handshake */
+    bool names; /* peers have keys, and keys have owners */
     bool head_held;
     zmq_msg_t head;
     struct mla_crowd *crowd; /* the context's, or NULL */

@@ -1,5 +1,5 @@
 /* The connections of a server's channel, by descriptor, and the bounds on each: those that break
- * one are cut off, by shutting down their socket under ZeroMQ, which has no other way. */
+ * one are cut off, by ending their socket's connection under ZeroMQ, which has no other way. */
 #ifndef MLA_COMM_CROWD_H
 #define MLA_COMM_CROWD_H
 
@@ -15,11 +15,15 @@ struct mla_crowd_limits {
     uint32_t connections_max; /* beyond, the oldest that has said nothing, else the newest, goes */
     int silent_ms;            /* without a first message */
     int unread_ms;            /* with payloads to read and not reading any */
+    /* Sent before a first message, and without end between messages. A socket of this host doesn't
+     * tell: there it is what goes on over two looks. */
+    uint64_t first_bytes_max;
 };
 
 struct mla_crowd_counts {
     uint64_t open;
-    uint64_t accepted, crowded, silent, unread, relieved; /* all so far; the last four: cut off */
+    /* All so far; from `crowded` on: cut off. */
+    uint64_t accepted, crowded, silent, unread, endless, relieved;
 };
 
 /* `limits` of 0 are none. MLA_MEMORY. */
@@ -34,8 +38,9 @@ void mla_crowd_heard(struct mla_crowd *crowd, int fd, uint64_t number);
 /* A payload was handed over: add 1 to this counter, from any thread, when it is sent. NULL for a
  * descriptor that is not watched. */
 atomic_uint *mla_crowd_submit(struct mla_crowd *crowd, int fd, uint64_t now_ns);
-/* Cuts off what broke a limit; about twice a second. */
-void mla_crowd_tend(struct mla_crowd *crowd, uint64_t now_ns);
+/* Cuts off what broke a limit; five times a second. held_bytes: memory of messages that all have
+ * come. */
+void mla_crowd_tend(struct mla_crowd *crowd, uint64_t now_ns, uint64_t held_bytes);
 /* Cuts off all that are sending something right now, or all. For when memory runs out: ZeroMQ
  * keeps a message that never ends, and doesn't tell whose it is. */
 void mla_crowd_relieve(struct mla_crowd *crowd, bool all);

@@ -14,6 +14,8 @@ enum mla_status mla_guard_start(void *zmq, struct mla_guard **out);
 /* From now on these keys may connect to sockets of a new domain, whose name is told. MLA_LIMIT. */
 enum mla_status mla_guard_allow(struct mla_guard *guard, const struct mla_key_list *list,
                                 char *domain);
+/* Whose sockets everybody may connect to who has no key. */
+const char *mla_guard_open_domain(void);
 /* After the context's end. */
 void mla_guard_join(struct mla_guard **guard);
 

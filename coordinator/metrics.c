@@ -219,6 +219,7 @@ static void put_connections(struct page *page, const struct mla_metrics_endpoint
         } cuts[] = {{"crowded", of->crowded},
                     {"silent", of->silent},
                     {"unread", of->unread},
+                    {"endless", of->endless},
                     {"memory", of->relieved}};
         for (size_t k = 0; k < sizeof cuts / sizeof *cuts; k++)
             put(page, "mla_connections_cut_total{endpoint=\"%s\",reason=\"%s\"} %" PRIu64 "\n",

@@ -17,7 +17,9 @@
 enum { QUEUE_MAX = 4096, EVENTS_A_TURN = 64, LINGER_MS = 500, LEAVE_MS = 1500, LEAVE_LOOK_MS = 50 };
 /* Connections of clients beyond --clients-max are for those that come and go. A peer has so long
  * to say something, and a client to read on when there is something to read. */
-enum { CONNECTIONS_MORE = 64, SILENT_MS = 5000, UNREAD_MS = 3500, TEND_MS = 250 };
+enum { CONNECTIONS_MORE = 64, SILENT_MS = 5000, UNREAD_MS = 3500, TEND_MS = 200 };
+/* Handshake and HELLO or JOIN are a few KiB. */
+#define FIRST_BYTES (64ull << 10)
 /* Descriptors of workers, sockets, logs. Memory besides payloads: the default, and the least. */
 #define FILES_OWN    192u
 #define MEMORY_MORE  (16ull << 30)
@@ -131,8 +133,10 @@ static void tend(struct server *server, uint64_t now)
     if (now < server->next_tend_ns)
         return;
     server->next_tend_ns = now + TEND_MS * 1000000ull;
-    mla_channel_tend(server->workers);
-    mla_channel_tend(server->clients);
+    struct mla_stats stats;
+    mla_core_stats(server->core, &stats);
+    mla_channel_tend(server->workers, stats.heap_bytes);
+    mla_channel_tend(server->clients, stats.heap_bytes);
     uint32_t percent = mla_bounds_percent(&server->bounds);
     if (percent < RELIEVE_PERCENT)
         return;
@@ -221,21 +225,22 @@ static enum mla_status listen(struct server *server, const struct mla_server_opt
     uint64_t frame = options->frame_bytes_max;
     if (frame == 0)
         frame = core->step_tokens_max * 8192ull * sizeof(float);
-    struct mla_channel_options workers = {.queue_max = QUEUE_MAX,
-                                          .frame_bytes_max = frame < largest ? frame : largest,
-                                          .linger_ms = LINGER_MS,
-                                          .spin = options->spin,
-                                          .keys =
-                                              mla_access_keys(&server->access, options->workers),
-                                          .allowed = &server->access.workers,
-                                          .limits = {.silent_ms = SILENT_MS}};
+    struct mla_channel_options workers = {
+        .queue_max = QUEUE_MAX,
+        .frame_bytes_max = frame < largest ? frame : largest,
+        .linger_ms = LINGER_MS,
+        .spin = options->spin,
+        .keys = mla_access_keys(&server->access, options->workers),
+        .allowed = &server->access.workers,
+        .limits = {.silent_ms = SILENT_MS, .first_bytes_max = FIRST_BYTES}};
     struct mla_channel_options clients = workers;
     clients.keys = mla_access_keys(&server->access, options->endpoint);
     clients.allowed = &server->access.clients;
     clients.limits =
         (struct mla_crowd_limits){.connections_max = core->clients_max + CONNECTIONS_MORE,
                                   .silent_ms = SILENT_MS,
-                                  .unread_ms = UNREAD_MS};
+                                  .unread_ms = UNREAD_MS,
+                                  .first_bytes_max = FIRST_BYTES};
     enum mla_status status = mla_channel_context_create(&server->context);
     if (status == MLA_OK)
         status = mla_channel_bind(server->context, options->workers, &workers, &server->workers);

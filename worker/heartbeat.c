@@ -10,7 +10,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { LOADING_INTERVAL_MS = 100 };
+/* The first waits for the connection. */
+enum { FIRST_INTERVAL_MS = 5, LOADING_INTERVAL_MS = 100, FIRST_WAIT_MS = 500 };
 
 struct mla_heartbeat_thread {
     struct mla_heartbeat_options options;
@@ -18,7 +19,7 @@ struct mla_heartbeat_thread {
     struct mla_channel *channel;
     pthread_t thread;
     int wake_fd; /* readable: something below has changed */
-    atomic_bool stopped;
+    atomic_bool stopped, begun;
     atomic_ullong epoch, heard_ns;
     atomic_uint interval_ms;
 };
@@ -45,8 +46,9 @@ static void beat(struct mla_heartbeat_thread *self)
         .progress = atomic_load_explicit(&options->watch->progress, memory_order_relaxed)};
     uint8_t frame[MLA_WORKER_MESSAGE_BYTES_MAX];
     size_t bytes = 0;
-    if (mla_worker_message_encode(&message, frame, sizeof frame, &bytes) == MLA_OK)
-        (void)mla_channel_send(self->channel, NULL, frame, bytes, NULL, 0, 0); /* or the next */
+    if (mla_worker_message_encode(&message, frame, sizeof frame, &bytes) == MLA_OK &&
+        mla_channel_send(self->channel, NULL, frame, bytes, NULL, 0, 0) == MLA_OK)
+        atomic_store(&self->begun, true);
 }
 
 static void hear(struct mla_heartbeat_thread *self)
@@ -83,7 +85,9 @@ static void *run(void *argument)
             next_ns = now_ns;
         if (now_ns >= next_ns) {
             beat(self);
-            next_ns = now_ns + atomic_load(&self->interval_ms) * 1000000ull;
+            uint32_t interval_ms =
+                atomic_load(&self->begun) ? atomic_load(&self->interval_ms) : FIRST_INTERVAL_MS;
+            next_ns = now_ns + interval_ms * 1000000ull;
         }
         int wait_ms = (int)((next_ns - now_ns) / 1000000u) + 1;
         if (mla_channel_wait_fd(&self->channel, 1, self->wake_fd, wait_ms, NULL) != MLA_OK)
@@ -126,6 +130,13 @@ enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
     }
     *out = self;
     return MLA_OK;
+}
+
+void mla_heartbeat_await(const struct mla_heartbeat_thread *self)
+{
+    uint64_t end_ns = mla_now_ns() + FIRST_WAIT_MS * 1000000ull;
+    while (!atomic_load(&self->begun) && mla_now_ns() < end_ns)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
 void mla_heartbeat_adopted(struct mla_heartbeat_thread *self, uint64_t epoch, uint32_t interval_ms)

@@ -19,6 +19,8 @@ struct mla_heartbeat_thread;
  * group. `watch` is used until stop. MLA_MEMORY, MLA_SYSTEM, MLA_ENDPOINT. */
 enum mla_status mla_heartbeat_start(const struct mla_heartbeat_options *options,
                                     struct mla_heartbeat_thread **out);
+/* Until the first is sent, at most half a second: who stops later is missed. */
+void mla_heartbeat_await(const struct mla_heartbeat_thread *thread);
 /* From now on in this epoch, which the coordinator must answer. */
 void mla_heartbeat_adopted(struct mla_heartbeat_thread *thread, uint64_t epoch,
                            uint32_t interval_ms);

@@ -137,8 +137,10 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
                                           .rank = rank,
                                           .watch = &watch};
     status = mla_heartbeat_start(&beats, &heartbeat);
-    if (status == MLA_OK)
+    if (status == MLA_OK) {
+        mla_heartbeat_await(heartbeat);
         status = choose_job(&executor.job);
+    }
     if (status == MLA_OK)
         status = mla_bootstrap_local(&local_rank, &local_ranks);
     if (status == MLA_OK)

@@ -42,6 +42,10 @@ soak() {
     "$mla_bin/mla-soak" --endpoint "$mla_endpoint" --runs 200 "$@"
 }
 soak --curve-keys "$dir/keys/alice"
+"$mla_bin/mla-survive" "$case_dir" --endpoint "$mla_endpoint" --seconds 1 \
+    --curve-keys "$dir/keys/alice" --payload inline >"$dir/survive.log" || mla_fail 1 "mla-survive"
+"$mla_bin/mla-bench" run --endpoint "$mla_endpoint" --curve-keys "$dir/keys" --repeat 20 --opens 2 \
+    --warm-up 0 --context 64 --rows 2 --payload inline >"$dir/run.log" || mla_fail 1 "mla-bench run"
 
 # left_out SECONDS OPTION...: a client with these is not served.
 left_out() {

@@ -6,15 +6,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-enum {
-    FLOOD = 400,
-    CUT_MS = 1000,
-    SILENT_MS = 5000,
-    UNREAD_MS = 5000,
-    GARBAGE = 20,
-    RUN_TOKENS = 200,
-    RUNS = 40
-};
+enum { FLOOD = 400, CUT_MS = 1000, UNREAD_MS = 5000, GARBAGE = 20, RUN_TOKENS = 200, RUNS = 40 };
 
 static const char *workers;
 
@@ -54,26 +46,35 @@ static size_t put_random(uint8_t *bytes, size_t count)
     return count;
 }
 
-/* What looks like a peer of ZMTP 1.0 is only found out by its saying nothing. */
+/* tests/reliability reads this, beside the bound. */
+static void measured(const char *what, int64_t took_ms, int64_t bound_ms)
+{
+    printf("measured %s %lld\n", what, (long long)took_ms);
+    fflush(stdout);
+    cr_expect_leq(took_ms, within(bound_ms), "%s", what);
+}
+
 Test(limits, garbage_on_every_port)
 {
     static uint8_t bytes[4096];
     const char *const ports[] = {endpoint, workers};
-    int fds[2 * GARBAGE];
-    int64_t begin_ms = now_ms();
+    int64_t worst_ms[2] = {0, 0};
     for (int i = 0; i < 2 * GARBAGE; i++) {
-        fds[i] = mla_zmtp_dial(ports[i % 2]);
-        cr_assert_geq(fds[i], 0);
-        (void)mla_zmtp_send_bytes(fds[i], bytes, put_random(bytes, sizeof bytes));
+        int64_t begin_ms = now_ms();
+        int raw = mla_zmtp_dial(ports[i % 2]);
+        cr_assert_geq(raw, 0);
+        (void)mla_zmtp_send_bytes(raw, bytes, put_random(bytes, sizeof bytes));
+        int64_t took_ms = closed_after_ms(raw, begin_ms);
+        if (took_ms > worst_ms[i % 2])
+            worst_ms[i % 2] = took_ms;
         int fd = mla_zmtp_connect(ports[i % 2]);
         cr_assert_geq(fd, 0);
         for (int k = 0; k < 20; k++)
             (void)mla_zmtp_send(fd, bytes, put_random(bytes, sizeof bytes / 8), k % 3 == 0);
         close(fd);
     }
-    for (int i = 0; i < 2 * GARBAGE; i++)
-        cr_expect_leq(closed_after_ms(fds[i], begin_ms), within(SILENT_MS + CUT_MS), "%s",
-                      ports[i % 2]);
+    measured("garbage-clients", worst_ms[0], CUT_MS);
+    measured("garbage-workers", worst_ms[1], CUT_MS);
     expect_service();
 }
 
@@ -84,25 +85,47 @@ Test(limits, a_frame_that_is_too_large)
         int fd = mla_zmtp_connect(ports[i]);
         int64_t begin_ms = now_ms();
         cr_assert(mla_zmtp_send_head(fd, ((uint64_t)16 << 20) + 1, false));
-        cr_expect_leq(closed_after_ms(fd, begin_ms), within(CUT_MS), "%s", ports[i]);
+        measured(i == 0 ? "oversize-clients" : "oversize-workers", closed_after_ms(fd, begin_ms),
+                 CUT_MS);
     }
     expect_service();
 }
 
-/* One message of endless frames: limits.sh looks at the coordinator's memory. */
-Test(limits, frames_without_end)
+/* One message of frames without end. */
+static void send_endless(const char *what, int fd, int64_t bound_ms)
 {
     static uint8_t frames[3 << 15];
+    for (size_t i = 0; i < sizeof frames; i += 3)
+        frames[i] = frames[i + 1] = 1; /* more to come; 1 byte */
+    int64_t begin_ms = now_ms();
+    while (mla_zmtp_send_bytes(fd, frames, sizeof frames))
+        cr_assert_lt(now_ms(), begin_ms + 60000, "it may go on for ever");
+    measured(what, now_ms() - begin_ms, bound_ms);
+    close(fd);
+}
+
+Test(limits, frames_without_end)
+{
+    int fd = mla_zmtp_connect(endpoint);
+    cr_assert_geq(fd, 0);
+    send_endless("endless-clients", fd, CUT_MS);
+    cr_assert_geq(fd = mla_zmtp_connect(workers), 0);
+    send_endless("endless-workers", fd, CUT_MS);
+    expect_service();
+}
+
+/* From one that is known what it is about shows in memory alone, and the sooner the faster it
+ * sends: beside other work that can take longer than the bound. */
+Test(limits, frames_without_end_of_a_client)
+{
     if (!getenv("MLA_TEST_MEMORY"))
         cr_skip_test("the service has no bound on memory");
     int fd = mla_zmtp_connect(endpoint);
     cr_assert_geq(fd, 0);
-    for (size_t i = 0; i < sizeof frames; i += 3)
-        frames[i] = frames[i + 1] = 1; /* more to come; 1 byte */
-    int64_t deadline_s = now_s() + 60;
-    while (mla_zmtp_send_bytes(fd, frames, sizeof frames))
-        cr_assert_lt(now_s(), deadline_s, "it may go on for ever");
-    close(fd);
+    request.u.hello = (struct mla_hello){1, 1};
+    encode(MLA_HELLO, 0);
+    cr_assert(mla_zmtp_send(fd, frame.data, frame.bytes, false));
+    send_endless("endless-known", fd, 10 * (int64_t)CUT_MS);
     expect_service();
 }
 
@@ -186,8 +209,7 @@ Test(limits, a_client_that_does_not_read)
         (void)poll(NULL, 0, 20);
     }
     int64_t took_ms = now_ms() - begin_ms;
-    printf("a client that does not read is cut off after %lld ms\n", (long long)took_ms);
-    cr_expect_leq(took_ms, within(UNREAD_MS + CUT_MS), "buffers take some time to fill");
+    measured("unread", took_ms, UNREAD_MS + CUT_MS); /* buffers take some time to fill */
     close(fd);
     mla_blob_drop(payload);
     expect_service();
