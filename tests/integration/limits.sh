@@ -16,7 +16,7 @@ read -r coordinator < <(mla_pids '^[^ ]*/mla-coordinator') || mla_fail 1 "no coo
 export MLA_TEST_ENDPOINT=$mla_endpoint MLA_TEST_WORKERS=ipc://$dir/workers
 ((${#memory[@]} == 0)) || export MLA_TEST_MEMORY=bounded
 tests='limits/*'
-[[ ${1:-} != --measured ]] || tests='limits/{garbage_*,a_*,frames_*}'
+[[ ${1:-} != --measured ]] || tests='limits/@(garbage_*|a_*|frames_*)'
 "$mla_bin/hostile-limits" --jobs 1 --verbose --filter "$tests"
 kill -0 "$coordinator" || mla_fail 1 "the coordinator ended"
 if ((${#memory[@]})); then
