@@ -238,6 +238,7 @@ def _occupancy(axes: Axes, results: dict[str, Any], timeline: dict[str, Any]) ->
     axes.fill_between(ended, used, step="pre", color=BLUE, alpha=0.3, linewidth=0)
     axes.step(ended, used, where="pre", color=BLUE, linewidth=1)
     peak = int(used.argmax())
+    crowded = used[peak] > 0.8 * total  # the line of the total is where the text would be
     if used[peak] > 0.4 * total:
         axes.set_ylim(0, total * 1.25)
         axes.axhline(total, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -250,7 +251,7 @@ def _occupancy(axes: Axes, results: dict[str, Any], timeline: dict[str, Any]) ->
     axes.plot(ended[peak], used[peak], "o", color=BLUE, markersize=5)
     axes.annotate(
         f"{used[peak]} of {total}, {100 * used[peak] / total:.2g} %", (ended[peak], used[peak]),
-        (0, 5), textcoords="offset points", ha="center", **STYLE,
+        (0, -40 if crowded else 5), textcoords="offset points", ha="center", **STYLE,
     )  # fmt: skip
 
 
