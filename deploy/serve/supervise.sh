@@ -179,10 +179,15 @@ look() {
 
 # Until the end; `ending` is set by signals.
 supervise() {
-    local word first second
+    local piece line='' word first second
     while [[ -z $ending ]]; do
-        if read -r -t 0.1 word first second <&"$out"; then
+        # At its timeout read may have a part of a line, which is not in the pipe any more.
+        if IFS= read -r -t 0.1 piece <&"$out"; then
+            read -r word first second <<<"$line$piece"
+            line=''
             hear "$word" "$first" "$second"
+        else
+            line+=$piece
         fi
         # Nothing is loaded for a coordinator that can't have its ports.
         if [[ -n ${proved[coordinator]:-} ]] || ! kill -0 "${pids[coordinator]}" 2>/dev/null; then
