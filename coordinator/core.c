@@ -25,7 +25,7 @@ void mla_core_options_default(struct mla_core_options *options)
         .payload_bytes_max = 2ull << 30,
         .region_bytes_max = 4ull << 30,
         .heartbeat_ms = 200,
-        .heartbeat_timeout_ms = 2000,
+        .heartbeat_timeout_ms = 1800,
         .run_timeout_ms = 60000,
     };
     memcpy(options->plan.buckets, buckets, sizeof buckets);

@@ -48,7 +48,7 @@ static const char help[] =
     "                          RUN: takes a whole core, also of an idle service\n"
     "  --heartbeat-ms N        workers send a heartbeat so often (200)\n"
     "  --heartbeat-timeout-ms N  a group without one for so long is lost; a worker without an\n"
-    "                          answer for so long joins again (2000)\n"
+    "                          answer for so long joins again (1800)\n"
     "  --run-timeout-ms N      a RUN that takes so long is answered with DEADLINE, and a group\n"
     "                          that hangs in it is given up (60000)\n"
     "\n"

@@ -30,7 +30,7 @@ bound_ms() {
     unloaded-ready) echo 6000 ;;
     hung-error) echo $((deadline_ms + 500)) ;;
     hung-ready) echo $((deadline_ms + 1000)) ;;
-    cut-*) echo 2500 ;;
+    cut-*) echo 2000 ;;
     coordinator-ready) echo 3000 ;;
     mpirun-gone) echo 2000 ;;
     *) echo 3000 ;;

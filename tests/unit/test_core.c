@@ -256,7 +256,7 @@ Test(core, a_group_without_heartbeat_is_lost)
 {
     start(1, 2);
     world_hello(&world, 0);
-    world.now_ns += 1900000000u;
+    world.now_ns += 1700000000u;
     mla_core_tick(world.core);
     cr_assert_eq(mla_core_groups_ready(world.core), 1);
     world.now_ns += 200000000u;
