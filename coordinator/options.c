@@ -94,11 +94,7 @@ static bool set_number(struct mla_core_options *core, int number, const char *te
         &core->run_timeout_ms,
         &core->clients_max,
     };
-    uint64_t value = 0;
-    if (!mla_parse_number(text, 0, UINT32_MAX, &value))
-        return false;
-    *fields[number] = (uint32_t)value;
-    return true;
+    return mla_parse_u32(text, 0, UINT32_MAX, fields[number]);
 }
 
 static const struct option options[] = {

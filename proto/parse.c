@@ -28,6 +28,15 @@ bool mla_parse_number(const char *text, uint64_t least, uint64_t most, uint64_t 
     return true;
 }
 
+bool mla_parse_u32(const char *text, uint32_t least, uint32_t most, uint32_t *out)
+{
+    uint64_t value = 0;
+    if (!mla_parse_number(text, least, most, &value))
+        return false;
+    *out = (uint32_t)value;
+    return true;
+}
+
 bool mla_parse_bytes(const char *text, uint64_t *out)
 {
     static const char units[] = "KMGT";

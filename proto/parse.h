@@ -10,6 +10,7 @@
 
 /* A whole decimal number from least to most, and nothing else. */
 bool mla_parse_number(const char *text, uint64_t least, uint64_t most, uint64_t *out);
+bool mla_parse_u32(const char *text, uint32_t least, uint32_t most, uint32_t *out);
 /* A number of bytes with an optional K, M, G or T (powers of 1024). */
 bool mla_parse_bytes(const char *text, uint64_t *out);
 /* "1,2,8": ascending numbers, at least one, at most `capacity`. `list` may be written to even when

@@ -99,15 +99,6 @@ static const struct option options[] = {
     {0},
 };
 
-static bool set_number(const char *text, uint64_t least, uint64_t most, uint32_t *out)
-{
-    uint64_t value = 0;
-    if (!mla_parse_number(text, least, most, &value))
-        return false;
-    *out = (uint32_t)value;
-    return true;
-}
-
 static bool set_kv_dtype(const char *text, struct mla_worker_options *out)
 {
     out->kv_dtype = strcmp(text, "bf16") == 0 ? MLA_BF16 : MLA_F32;
@@ -158,13 +149,13 @@ static bool set(void *context, int id, const char *text)
         out->model = text;
         return *text != '\0';
     case OPTION_GROUP:
-        return set_number(text, 0, MLA_GROUPS_MAX - 1, &out->group);
+        return mla_parse_u32(text, 0, MLA_GROUPS_MAX - 1, &out->group);
     case OPTION_LAYERS:
         return mla_parse_range(text, UINT16_MAX, &out->layer_first, &out->layer_last);
     case OPTION_BACKEND:
         return set_backend(text, out);
     case OPTION_DEVICE:
-        return set_number(text, 0, 1023, &out->device);
+        return mla_parse_u32(text, 0, 1023, &out->device);
     case OPTION_BIND:
         out->bind = strcmp(text, "gpu") == 0;
         return out->bind || strcmp(text, "none") == 0;
@@ -186,18 +177,18 @@ static bool set(void *context, int id, const char *text)
     case OPTION_KV_MEMORY:
         return mla_parse_bytes(text, &out->kv_memory_bytes) && out->kv_memory_bytes > 0;
     case OPTION_THREADS:
-        return set_number(text, 1, 1024, &out->threads);
+        return mla_parse_u32(text, 1, 1024, &out->threads);
     case OPTION_CHUNK:
-        return set_number(text, 1, MLA_CONTEXT_MAX, &out->chunk_rows);
+        return mla_parse_u32(text, 1, MLA_CONTEXT_MAX, &out->chunk_rows);
     case OPTION_TIMEOUT:
-        return set_number(text, 0, 86400000, &out->connect_timeout_ms);
+        return mla_parse_u32(text, 0, 86400000, &out->connect_timeout_ms);
     case OPTION_POLL:
-        return set_number(text, 0, 1000000, &out->poll_us);
+        return mla_parse_u32(text, 0, 1000000, &out->poll_us);
     case OPTION_SPIN:
         out->spin = true;
         return true;
     case OPTION_RANKS:
-        return set_number(text, 1, MLA_RANKS_MAX, &out->ranks);
+        return mla_parse_u32(text, 1, MLA_RANKS_MAX, &out->ranks);
     default:
         out->check = true;
         return true;

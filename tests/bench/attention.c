@@ -226,7 +226,6 @@ static const struct option known[] = {{"heads", required_argument, NULL, OPTION_
 static bool set(void *context, int id, const char *text)
 {
     struct options *o = context;
-    uint64_t value = 0;
     switch (id) {
     case OPTION_HEADS:
         return mla_parse_list(text, HEADS_MAX, o->heads, &o->head_count) && o->heads[0] > 0 &&
@@ -234,10 +233,7 @@ static bool set(void *context, int id, const char *text)
     case OPTION_SHAPE:
         return mla_shapes_add(&o->shapes, text, SEQUENCES_MAX, CONTEXT_MAX);
     case OPTION_ROWS:
-        if (!mla_parse_number(text, 1, 64, &value))
-            return false;
-        o->rows = (uint32_t)value;
-        return true;
+        return mla_parse_u32(text, 1, 64, &o->rows);
     case OPTION_LENGTHS:
         o->unequal = true;
         return strncmp(text, "unequal,", 8) == 0 &&

@@ -166,17 +166,13 @@ static const struct option known[] = {{"rows", required_argument, NULL, OPTION_R
 static bool set(void *context, int id, const char *text)
 {
     struct options *o = context;
-    uint64_t value = 0;
     switch (id) {
     case OPTION_ROWS:
         return mla_parse_list(text, SIZES_MAX, o->rows, &o->row_count) && o->rows[0] > 0 &&
                o->rows[o->row_count - 1] <= ROWS_MAX;
     case OPTION_GATHER:
     case OPTION_REDUCE:
-        if (!mla_parse_number(text, 1, WIDTH_MAX, &value))
-            return false;
-        *(id == OPTION_GATHER ? &o->gather : &o->reduce) = (uint32_t)value;
-        return true;
+        return mla_parse_u32(text, 1, WIDTH_MAX, id == OPTION_GATHER ? &o->gather : &o->reduce);
     default:
         o->backend_given = o->backend_given || id == MLA_BENCH_BACKEND;
         return mla_bench_option_set(&o->common, id, text);

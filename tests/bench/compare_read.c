@@ -23,15 +23,6 @@ static bool put_text(char *out, size_t bytes, const char *text)
     return true;
 }
 
-static bool put_number(const char *text, uint64_t least, uint64_t most, uint32_t *out)
-{
-    uint64_t value = 0;
-    if (!mla_parse_number(text, least, most, &value))
-        return false;
-    *out = (uint32_t)value;
-    return true;
-}
-
 static bool put_positive(const char *text, double *out)
 {
     char *end = NULL;
@@ -52,8 +43,8 @@ static bool put_shape(const char *text, struct mla_row_key *key)
         return false;
     snprintf(first, sizeof first, "%.*s", (int)length, text);
     rest += 1 + strspn(rest + 1, " ");
-    return put_number(first, 1, SHAPE_MAX, &key->first) &&
-           put_number(rest, 1, SHAPE_MAX, &key->second);
+    return mla_parse_u32(first, 1, SHAPE_MAX, &key->first) &&
+           mla_parse_u32(rest, 1, SHAPE_MAX, &key->second);
 }
 
 /* One row, from either kind of file. */
@@ -120,11 +111,11 @@ static bool set_field(struct draft *draft, const char *column, const char *text)
     if (strcmp(column, "shape") == 0)
         return put_shape(text, key);
     if (strcmp(column, "heads") == 0)
-        return put_number(text, 1, MLA_HEADS_MAX, &key->heads);
+        return mla_parse_u32(text, 1, MLA_HEADS_MAX, &key->heads);
     if (strcmp(column, "rows") == 0)
-        return put_number(text, 1, SHAPE_MAX, &key->rows);
+        return mla_parse_u32(text, 1, SHAPE_MAX, &key->rows);
     if (strcmp(column, "context") == 0)
-        return put_number(text, 0, MLA_CONTEXT_MAX, &key->context);
+        return mla_parse_u32(text, 0, MLA_CONTEXT_MAX, &key->context);
     if (strcmp(column, "us") == 0)
         return put_positive(text, &draft->row.us);
     if (strcmp(column, "tflops") == 0)
@@ -133,7 +124,7 @@ static bool set_field(struct draft *draft, const char *column, const char *text)
         return put_positive(text, &draft->row.cost.bytes);
     if (strcmp(column, "flops") == 0)
         return put_positive(text, &draft->row.cost.flops);
-    if (strcmp(column, "unequal_seed") != 0 || !put_number(text, 0, UINT32_MAX, &seed))
+    if (strcmp(column, "unequal_seed") != 0 || !mla_parse_u32(text, 0, UINT32_MAX, &seed))
         return false;
     key->unequal_seed = seed;
     return true;

@@ -15,15 +15,6 @@ struct mla_bench_options mla_bench_defaults(void)
     return (struct mla_bench_options){.cuda = mla_backend_cuda_count() > 0, .repeat = 30};
 }
 
-static bool set_number(const char *text, uint64_t least, uint64_t most, uint32_t *out)
-{
-    uint64_t value;
-    if (!mla_parse_number(text, least, most, &value))
-        return false;
-    *out = (uint32_t)value;
-    return true;
-}
-
 /* A positive decimal number, in units of `unit`. */
 static bool set_rate(const char *text, double unit, double *out)
 {
@@ -42,11 +33,11 @@ bool mla_bench_option_set(struct mla_bench_options *options, int id, const char 
         options->cuda = strcmp(text, "cuda") == 0;
         return options->cuda || strcmp(text, "cpu") == 0;
     case MLA_BENCH_DEVICE:
-        return set_number(text, 0, 1023, &options->device);
+        return mla_parse_u32(text, 0, 1023, &options->device);
     case MLA_BENCH_THREADS:
-        return set_number(text, 1, 1024, &options->threads);
+        return mla_parse_u32(text, 1, 1024, &options->threads);
     case MLA_BENCH_REPEAT:
-        return set_number(text, 1, MLA_TIMER_REPEAT_MAX, &options->repeat);
+        return mla_parse_u32(text, 1, MLA_TIMER_REPEAT_MAX, &options->repeat);
     case MLA_BENCH_BANDWIDTH:
         return set_rate(text, 1e9, &options->ceilings.bytes_per_s);
     case MLA_BENCH_PEAK:

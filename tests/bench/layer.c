@@ -72,15 +72,6 @@ static const struct option known[] = {
     {0},
 };
 
-static bool set_number(const char *text, uint64_t least, uint64_t most, uint32_t *out)
-{
-    uint64_t value;
-    if (!mla_parse_number(text, least, most, &value))
-        return false;
-    *out = (uint32_t)value;
-    return true;
-}
-
 static bool set(void *context, int id, const char *text)
 {
     struct mla_layer_options *out = context;
@@ -89,15 +80,15 @@ static bool set(void *context, int id, const char *text)
         out->config = text;
         return *text != '\0';
     case OPTION_LAYER:
-        return set_number(text, 0, UINT16_MAX, &out->layer);
+        return mla_parse_u32(text, 0, UINT16_MAX, &out->layer);
     case OPTION_DECODE_ROWS:
-        return set_number(text, 0, MLA_STEP_SEQUENCES_MAX, &out->decode_rows);
+        return mla_parse_u32(text, 0, MLA_STEP_SEQUENCES_MAX, &out->decode_rows);
     case OPTION_CONTEXT:
-        return set_number(text, 1, MLA_CONTEXT_MAX, &out->context);
+        return mla_parse_u32(text, 1, MLA_CONTEXT_MAX, &out->context);
     case OPTION_PREFILL_TOKENS:
-        return set_number(text, 0, MLA_STEP_TOKENS_MAX, &out->prefill_tokens);
+        return mla_parse_u32(text, 0, MLA_STEP_TOKENS_MAX, &out->prefill_tokens);
     case OPTION_PREFILL_CONTEXT:
-        return set_number(text, 0, MLA_CONTEXT_MAX, &out->prefill_context);
+        return mla_parse_u32(text, 0, MLA_CONTEXT_MAX, &out->prefill_context);
     case OPTION_KV_DTYPE:
         out->kv_given = true;
         out->kv_dtype = strcmp(text, "bf16") == 0 ? MLA_BF16 : MLA_F32;
@@ -107,9 +98,9 @@ static bool set(void *context, int id, const char *text)
         out->bare = strcmp(text, "bare") == 0;
         return out->bare || strcmp(text, "floor") == 0;
     case OPTION_RANKS:
-        return set_number(text, 1, MLA_RANKS_MAX, &out->ranks);
+        return mla_parse_u32(text, 1, MLA_RANKS_MAX, &out->ranks);
     case OPTION_HEADS:
-        return set_number(text, 1, MLA_HEADS_MAX, &out->heads);
+        return mla_parse_u32(text, 1, MLA_HEADS_MAX, &out->heads);
     default:
         return mla_bench_option_set(&out->device, id, text);
     }

@@ -189,7 +189,6 @@ static const struct option known[] = {{"heads", required_argument, NULL, OPTION_
 static bool set(void *context, int id, const char *text)
 {
     struct options *o = context;
-    uint64_t value;
     switch (id) {
     case OPTION_HEADS:
         return mla_parse_list(text, HEADS_MAX, o->heads, &o->head_count) && o->heads[0] > 0 &&
@@ -197,10 +196,7 @@ static bool set(void *context, int id, const char *text)
     case OPTION_SHAPE:
         return mla_shapes_add(&o->shapes, text, MLA_STEP_TOKENS_MAX, SEQUENCES_MAX);
     case OPTION_CONTEXT:
-        if (!mla_parse_number(text, 1, MLA_CONTEXT_MAX, &value))
-            return false;
-        o->context = (uint32_t)value;
-        return true;
+        return mla_parse_u32(text, 1, MLA_CONTEXT_MAX, &o->context);
     default:
         return mla_bench_option_set(&o->common, id, text);
     }

@@ -119,16 +119,13 @@ static enum mla_status run(const struct mla_replay_options *options)
     return status;
 }
 
-static bool read_number(const char *name, uint64_t max, uint32_t *out)
+static bool read_number(const char *name, uint32_t max, uint32_t *out)
 {
-    uint64_t value;
-    if (!mla_parse_number(optarg, 1, max, &value)) {
-        fprintf(stderr, "mla-bench: --%s must be a number from 1 to %" PRIu64 ", not %s\n", name,
-                max, optarg);
-        return false;
-    }
-    *out = (uint32_t)value;
-    return true;
+    if (mla_parse_u32(optarg, 1, max, out))
+        return true;
+    fprintf(stderr, "mla-bench: --%s must be a number from 1 to %" PRIu32 ", not %s\n", name, max,
+            optarg);
+    return false;
 }
 
 /* *help: it was asked for, and nothing else is set. */

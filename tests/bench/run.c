@@ -78,15 +78,6 @@ static const struct option known[] = {
     {0},
 };
 
-static bool set_number(const char *text, uint64_t least, uint64_t most, uint32_t *out)
-{
-    uint64_t value = 0;
-    if (!mla_parse_number(text, least, most, &value))
-        return false;
-    *out = (uint32_t)value;
-    return true;
-}
-
 static bool set_seconds(const char *text, double least, double *out)
 {
     char *end = NULL;
@@ -109,7 +100,7 @@ static bool set_in_flight(const char *text, struct mla_run_options *out)
             return false;
         snprintf(number, sizeof number, "%.*s", (int)length, at);
         uint32_t *in_flight = &out->in_flight[out->round_count++];
-        if (!set_number(number, 1, MLA_RUN_IN_FLIGHT_MAX, in_flight))
+        if (!mla_parse_u32(number, 1, MLA_RUN_IN_FLIGHT_MAX, in_flight))
             return false;
         if (*in_flight > out->in_flight_max)
             out->in_flight_max = *in_flight;
@@ -141,11 +132,11 @@ static bool set(void *context, int id, const char *text)
         out->curve_keys = text;
         return *text != '\0';
     case OPTION_ROWS:
-        return set_number(text, 1, MLA_STEP_SEQUENCES_MAX, &out->rows);
+        return mla_parse_u32(text, 1, MLA_STEP_SEQUENCES_MAX, &out->rows);
     case OPTION_CONTEXT:
-        return set_number(text, 0, MLA_CONTEXT_MAX - 1, &out->context);
+        return mla_parse_u32(text, 0, MLA_CONTEXT_MAX - 1, &out->context);
     case OPTION_LAYERS:
-        return set_number(text, 1, MLA_LAYERS_MAX, &out->layers);
+        return mla_parse_u32(text, 1, MLA_LAYERS_MAX, &out->layers);
     case OPTION_IN_FLIGHT:
         return set_in_flight(text, out);
     case OPTION_PAYLOAD:
@@ -160,7 +151,7 @@ static bool set(void *context, int id, const char *text)
     case OPTION_WARM_UP:
         return set_seconds(text, 0, &out->warm_up_s);
     case OPTION_OPENS:
-        return set_number(text, 1, 1000000, &out->opens);
+        return mla_parse_u32(text, 1, 1000000, &out->opens);
     case OPTION_PIDS:
         out->pids = text;
         return true;

@@ -76,12 +76,12 @@ static bool set_number(struct sizing *out, int number, const char *text)
 {
     const struct {
         uint32_t *field;
-        uint64_t most;
+        uint32_t most;
     } numbers[] = {
-        {&out->gpus, 1ull * MLA_RANKS_MAX * MLA_GROUPS_MAX},
+        {&out->gpus, MLA_RANKS_MAX * MLA_GROUPS_MAX},
         {&out->groups, MLA_GROUPS_MAX},
         {&out->context, MLA_CONTEXT_MAX},
-        {&out->batch, 1ull * MLA_SEQUENCES_MAX * MLA_GROUPS_MAX},
+        {&out->batch, MLA_SEQUENCES_MAX * MLA_GROUPS_MAX},
         {&out->chunk_rows, MLA_CONTEXT_MAX},
         {&out->core.plan.prefill_tokens_max, UINT32_MAX},
         {&out->core.sequences_max, UINT32_MAX},
@@ -90,11 +90,7 @@ static bool set_number(struct sizing *out, int number, const char *text)
         {&out->core.step_tokens_max, UINT32_MAX},
         {&out->core.credits, UINT32_MAX},
     };
-    uint64_t value = 0;
-    if (!mla_parse_number(text, 1, numbers[number].most, &value))
-        return false;
-    *numbers[number].field = (uint32_t)value;
-    return true;
+    return mla_parse_u32(text, 1, numbers[number].most, numbers[number].field);
 }
 
 static bool set_kv_dtype(struct sizing *out, const char *text)

@@ -25,6 +25,17 @@ Test(parse, number)
         number(none[i], 0, UINT64_MAX, false, 0);
 }
 
+Test(parse, u32)
+{
+    uint32_t found = 12345;
+    cr_expect(mla_parse_u32("4294967295", 0, UINT32_MAX, &found));
+    cr_expect_eq(found, UINT32_MAX);
+    static const char *const none[] = {"4294967296", "4294967300", "2", "-1", ""};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        cr_expect_not(mla_parse_u32(none[i], 3, UINT32_MAX, &found), "'%s'", none[i]);
+    cr_expect_eq(found, UINT32_MAX);
+}
+
 static void bytes(const char *text, bool wanted, uint64_t value)
 {
     uint64_t found = 12345;
