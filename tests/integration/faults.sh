@@ -5,6 +5,8 @@
 set -euo pipefail
 # shellcheck source=tests/integration/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=tests/integration/survivor.sh
+source "$(dirname "${BASH_SOURCE[0]}")/survivor.sh"
 
 times=1
 exec {results}>&1
@@ -45,38 +47,11 @@ measured() {
     ((ms <= bound)) || mla_fail 1 "$1: $2 after $ms ms, $bound are allowed"
 }
 
-now_ns() {
-    date +%s%N
-}
-
 # ---- A client
 
-client=''
 client_start() {
-    : >"$dir/client.log"
-    "$mla_bin/mla-survive" "$case_dir" --endpoint "$mla_endpoint" --seconds 600 \
-        >"$dir/client.log" 2>&1 &
-    client=$!
-    mla_within 30 grep -q ' good$' "$dir/client.log"
+    survivor "$mla_bin/mla-survive" "$case_dir" --endpoint "$mla_endpoint" --seconds 600
     sleep 0.2 # in the middle of things
-}
-
-# It must have had nothing but right rows and typed errors.
-client_stop() {
-    local code=0
-    kill -TERM "$client"
-    wait "$client" || code=$?
-    client=''
-    ((code == 0)) || mla_fail 1 "the client ended with $code"
-    grep -q ', 0 wrong;' "$dir/client.log" || mla_fail 1 "the client checked nothing"
-}
-
-# after NS WORD: when the client first said WORD after that.
-after() {
-    awk -v since="$1" -v word="$2" '$1 > since && $2 == word { print $1; exit }' "$dir/client.log"
-}
-has_after() {
-    [[ -n $(after "$@") ]]
 }
 
 # outage FAULT SINCE: the client's next error, and its next result after that.
@@ -192,14 +167,6 @@ fault_mpirun() {
     measured mpirun gone "$since" "$(now_ns)"
     outage mpirun "$since"
 }
-are_gone() {
-    local pid
-    for pid; do
-        # A process that has ended stays as a zombie until init has time.
-        ! grep -qs '^State:.[^ZX]' "/proc/$pid/status" || return 1
-    done
-}
-
 # Same processes, and no weights are loaded again.
 fault_coordinator() {
     local since pid workers loaded

@@ -5,6 +5,8 @@
 set -euo pipefail
 # shellcheck source=tests/integration/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=tests/integration/survivor.sh
+source "$(dirname "${BASH_SOURCE[0]}")/survivor.sh"
 # shellcheck source=tests/integration/hosts_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/hosts_lib.sh"
 
@@ -59,10 +61,6 @@ check() {
         mla_fail 1 "memory is shared with ranks on other hosts"
 }
 
-now_ns() {
-    date +%s%N
-}
-
 # passed WHAT FROM_NS TO_NS BOUND_MS: other work on the machine may take MLA_SLOW more.
 passed() {
     local ms=$((($3 - $2) / 1000000)) bound=$(($4 + ${MLA_SLOW:-0}))
@@ -70,33 +68,11 @@ passed() {
     ((ms <= bound)) || mla_fail 1 "$1 after $ms ms, $bound are allowed"
 }
 
-# ---- A client, all the time (mla-survive)
+# ---- A client, all the time
 
 client_start() {
-    become 1 setpriv --pdeathsig KILL "$mla_bin/mla-survive" "$case_dir" \
-        --endpoint tcp://h1:5755 --curve-keys "$dir/keys" --seconds 600 >"$dir/client.log" 2>&1 &
-    client=$!
-    mla_within 30 grep -q ' good$' "$dir/client.log"
-}
-client_stop() {
-    kill -TERM "$client"
-    wait "$client" || mla_fail 1 "the client ended with $?"
-    grep -q ', 0 wrong;' "$dir/client.log" || mla_fail 1 "the client checked nothing"
-}
-# after NS WORD: when it first said so after that.
-after() {
-    awk -v since="$1" -v word="$2" '$1 > since && $2 == word { print $1; exit }' "$dir/client.log"
-}
-has_after() {
-    [[ -n $(after "$@") ]]
-}
-
-# none_of PID...: in lines of one argument.
-none_of() {
-    local pid
-    for pid in $1; do
-        ! grep -qs '^State:.[^ZX]' "/proc/$pid/status" || return 1
-    done
+    survivor become 1 setpriv --pdeathsig KILL "$mla_bin/mla-survive" "$case_dir" \
+        --endpoint tcp://h1:5755 --curve-keys "$dir/keys" --seconds 600
 }
 
 workers_on() {
@@ -151,18 +127,18 @@ since=$(now_ns)
 hosts_cut 3
 mla_within 30 has_after "$since" bad
 passed "host cut off, typed error" "$since" "$(after "$since" bad)" $((silence_ms + 500))
-old=$(workers_on 3)
+mapfile -t old < <(workers_on 3)
 mla_within 30 grep -q 'group-0 ended with code' "$dir/serve.log"
 since=$(now_ns)
 hosts_heal 3
 mla_within 60 has_after "$since" good
 # An attempt of ssh and the pause before the next one may have begun just before.
 passed "host back, next result" "$since" "$(after "$since" good)" 10000
-mla_within 20 none_of "$old"
+mla_within 20 are_gone "${old[@]}"
 
 # ---- Open MPI's daemon on a host dies
 
-old=$(workers_on 2)
+mapfile -t old < <(workers_on 2)
 read -r pid < <(hosts_pids 2 '^[^ ]*orted ')
 since=$(now_ns)
 kill -KILL "$pid"
@@ -171,7 +147,7 @@ passed "daemon killed, typed error" "$since" "$(after "$since" bad)" 500
 error=$(after "$since" bad)
 mla_within 60 has_after "$error" good
 passed "daemon killed, next result" "$since" "$(after "$error" good)" 6000
-mla_within 5 none_of "$old"
+mla_within 5 are_gone "${old[@]}"
 
 client_stop
 check 2
