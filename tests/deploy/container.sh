@@ -7,9 +7,8 @@ image_namespace "${BASH_SOURCE[0]}" "$@"
 # shellcheck source=tests/integration/lib.sh
 source "$mla_root/tests/integration/lib.sh"
 
-hadolint=$mla_root/build/venv/bin/hadolint
-[[ -x $hadolint ]] || mla_fail 1 "there is no build/venv: run deploy/packages --tests"
-"$hadolint" --failure-threshold style "$mla_root/deploy/container/Dockerfile"
+venv_program hadolint
+"$venv_program" --failure-threshold style "$mla_root/deploy/container/Dockerfile"
 
 model=$(mla_case_model v3-tiny)
 image_mount

@@ -11,6 +11,12 @@ image_skip() {
     exit 77
 }
 
+# venv_program NAME: in $venv_program, one that tests/requirements.txt names.
+venv_program() {
+    venv_program=$mla_root/build/venv/bin/$1
+    [[ -x $venv_program ]] || mla_fail 1 "there is no build/venv: run deploy/packages --tests"
+}
+
 # image_namespace SCRIPT ARGUMENT...: starts the script again, once, in mount, network and process
 # namespaces of its own. 77, loudly, where that is not allowed.
 image_namespace() {

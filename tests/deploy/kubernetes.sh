@@ -9,10 +9,9 @@ image_namespace "${BASH_SOURCE[0]}" "$@"
 # shellcheck source=tests/integration/lib.sh
 source "$mla_root/tests/integration/lib.sh"
 
-python=$mla_root/build/venv/bin/python
-[[ -x $python ]] || mla_fail 1 "there is no build/venv: run deploy/packages --tests"
+venv_program python
 manifests() {
-    "$python" "$mla_root/tests/deploy/manifests.py" "$@"
+    "$venv_program" "$mla_root/tests/deploy/manifests.py" "$@"
 }
 manifests check
 if command -v kubectl >/dev/null; then
