@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mla_client import _wire, errors
+from mla_client import _wire
 from mla_client._connection import Connection, Request
 from mla_client._run import Run
 from mla_client._run import Step as OpenStep
 from mla_client._session import Session
+from mla_client._views import ClientView, StepView
 from mla_client.client import TIMEOUT_S
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ class _Loop:
         await asyncio.sleep(seconds)
 
 
-class AsyncStep:
+class AsyncStep(StepView):
     """As Step. `async with client.step(...) as step` opens it, or `step = await client.step(...)`
     for those who commit and abort by themselves."""
 
@@ -79,12 +80,6 @@ class AsyncStep:
         self._entries = entries
         self._opened: OpenStep | None = None
 
-    @property
-    def _step(self) -> OpenStep:
-        if self._opened is None:
-            raise errors.Closed("the step was not opened: use it with `async with` or `await`")
-        return self._opened
-
     async def _open(self) -> AsyncStep:
         if self._opened is None:
             self._opened = await self._session.open(self._entries)
@@ -92,24 +87,6 @@ class AsyncStep:
 
     def __await__(self) -> Generator[Any, None, AsyncStep]:
         return self._open().__await__()
-
-    @property
-    def id(self) -> int:
-        return self._step.id
-
-    @property
-    def entries(self) -> list[_wire.Entry]:
-        return self._step.entries
-
-    @property
-    def opened(self) -> _wire.Opened:
-        """What the service made of it: rows of decode and prefill, microbatches, free blocks."""
-        return self._step.opened
-
-    @property
-    def times(self) -> _wire.RunTimes | None:
-        """Where the time of the RUN went that has ended last."""
-        return self._step.times
 
     def submit(
         self, layer: int, x: T, *, out: T | None = None, dtype: Any = None
@@ -163,7 +140,7 @@ class AsyncStep:
             await self.commit()
 
 
-class AsyncClient:
+class AsyncClient(ClientView):
     """As Client. `async with AsyncClient(...) as client`, or connect() and close()."""
 
     def __init__(
@@ -179,23 +156,6 @@ class AsyncClient:
     async def connect(self) -> None:
         """Connects, and waits until the service is ready. Other calls do so by themselves."""
         await self._session.connected(self._session.until())
-
-    @property
-    def info(self) -> _wire.Info:
-        """What HELLO told when it was last asked: the model, the layers, the limits."""
-        if self._session.info is None:
-            raise errors.Closed("the client did not connect yet")
-        return self._session.info
-
-    @property
-    def epoch(self) -> int:
-        """The newest epoch that a reply of this connection had."""
-        return self._session.epoch
-
-    @property
-    def shared(self) -> bool:
-        """Whether there is memory that is shared with the workers."""
-        return self._session.shared
 
     async def hello(self) -> _wire.Info:
         """Asks for `info` again, and waits until the service is ready."""
@@ -243,10 +203,6 @@ class AsyncClient:
     async def stats(self) -> _wire.Stats:
         """As Client.stats."""
         return await self._session.stats()
-
-    def buffer(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
-        """As Client.buffer, once the client is connected."""
-        return self._session.buffer(shape, dtype)
 
     async def close(self) -> None:
         """As Client.close."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from mla_client._connection import Connection, Request
 from mla_client._run import Run
 from mla_client._run import Step as OpenStep
 from mla_client._session import Session, finish
+from mla_client._views import ClientView, StepView
 
 T = TypeVar("T")
 
@@ -89,31 +90,13 @@ class Future(Generic[T]):
         return self._run.times
 
 
-class Step:
+class Step(StepView):
     """An open step: one forward pass over some sequences. As a context manager it commits at the
     end, and aborts when an exception leaves it."""
 
     def __init__(self, client: Client, step: OpenStep):
         self._client = client
-        self._step = step
-
-    @property
-    def id(self) -> int:
-        return self._step.id
-
-    @property
-    def entries(self) -> list[_wire.Entry]:
-        return self._step.entries
-
-    @property
-    def opened(self) -> _wire.Opened:
-        """What the service made of it: rows of decode and prefill, microbatches, free blocks."""
-        return self._step.opened
-
-    @property
-    def times(self) -> _wire.RunTimes | None:
-        """Where the time of the RUN went that has ended last."""
-        return self._step.times
+        self._opened = step
 
     def run(self, layer: int, x: T, *, out: T | None = None, dtype: Any = None) -> T:
         """The layer's attention: submit(), then result()."""
@@ -156,7 +139,7 @@ class Step:
             self.commit()
 
 
-class Client:
+class Client(ClientView):
     """A client of the service at `tcp://host:port` or `ipc:///path`. Making one connects it, and
     waits until the service is ready.
 
@@ -183,22 +166,6 @@ class Client:
             if timeout is not None:
                 raise errors.Timeout(f"RUN had no reply in {timeout} s")
             raise session.give_up(step.connection, "RUN")
-
-    @property
-    def info(self) -> _wire.Info:
-        """What HELLO told when it was last asked: the model, the layers, the limits."""
-        assert self._session.info is not None
-        return self._session.info
-
-    @property
-    def epoch(self) -> int:
-        """The newest epoch that a reply of this connection had."""
-        return self._session.epoch
-
-    @property
-    def shared(self) -> bool:
-        """Whether there is memory that is shared with the workers."""
-        return self._session.shared
 
     def hello(self) -> _wire.Info:
         """Asks for `info` again, and waits until the service is ready."""
@@ -260,12 +227,6 @@ class Client:
                 raise ValueError("there are no futures to wait for")
             if not self._waiter.listen(wanted[0]._step.connection, until):
                 raise errors.Timeout("no RUN had a reply in time")
-
-    def buffer(self, shape: int | Sequence[int], dtype: Any = "float32") -> Any:
-        """An array, or for one of torch's dtypes a tensor, in shared memory: RUNs take it as x and
-        as out without a copy. Where there is no shared memory (left), it is an ordinary one. Its
-        content is arbitrary. After a connection was lost buffers are ordinary arrays, too."""
-        return self._session.buffer(shape, dtype)
 
     def close(self) -> None:
         """Ends the connection: open steps are aborted and sequences freed. Arrays stay valid."""
