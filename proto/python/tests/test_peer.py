@@ -364,6 +364,28 @@ def test_asyncio_lost_connection_and_timeouts(peer: Peer) -> None:
     asyncio.run(main())
 
 
+def test_asyncio_connection_that_ends_between_two_requests(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_session, "_AGAIN_S", 0.5)
+    peer.script = lambda _: refuse(errors.NotReady.code)
+
+    async def main() -> None:
+        client = AsyncClient(peer.endpoint, timeout=20)
+        connecting = asyncio.ensure_future(client.connect())
+        while not peer.asked:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # the refusal is there, and the next HELLO is not due
+        await asyncio.to_thread(peer.stop)
+        peer.script = usual
+        peer.start()
+        await connecting
+        assert (await client.stats()).blocks_total == 0
+        await client.close()
+
+    asyncio.run(main())
+
+
 def test_asyncio_run_that_is_cancelled(peer: Peer) -> None:
     """The step waits for its reply all the same, and then closes."""
     runs: list[Asked] = []

@@ -125,7 +125,10 @@ class Connection:
 
     def send(self, request: Request) -> bool:
         """Sends a request's frames under its id; again if it was sent before. False when there is
-        no connection to send it on yet."""
+        no connection to send it on yet. Raises why the connection ended, if it has: with asyncio
+        that may happen whenever something waits."""
+        if self.ended is not None:
+            raise type(self.ended)(self.ended.sentence)
         try:
             if len(request.frames) == 1:
                 self.socket.send(request.frames[0], zmq.DONTWAIT)
