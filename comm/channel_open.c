@@ -1,3 +1,4 @@
+/* A channel that begins: its endpoint, options, keys, limits and monitor. */
 #include "comm/channel_state.h"
 #include "comm/connections.h"
 #include "comm/guard.h"
@@ -158,9 +159,9 @@ static const char *endpoint_problem(const char *endpoint, bool server)
     return server && is_served(path) ? strerror(EADDRINUSE) : NULL;
 }
 
-enum mla_status mla_channel_open(struct mla_channel_context *context, const char *endpoint,
-                                 const struct mla_channel_options *options, bool server,
-                                 struct mla_channel **out)
+static enum mla_status open_channel(struct mla_channel_context *context, const char *endpoint,
+                                    const struct mla_channel_options *options, bool server,
+                                    struct mla_channel **out)
 {
     enum mla_status status = MLA_MEMORY;
     const char *problem = endpoint_problem(endpoint, server);
@@ -206,4 +207,18 @@ enum mla_status mla_channel_open(struct mla_channel_context *context, const char
 fail:
     mla_channel_destroy(&channel);
     return status;
+}
+
+enum mla_status mla_channel_bind(struct mla_channel_context *context, const char *endpoint,
+                                 const struct mla_channel_options *options,
+                                 struct mla_channel **out)
+{
+    return open_channel(context, endpoint, options, true, out);
+}
+
+enum mla_status mla_channel_connect(struct mla_channel_context *context, const char *endpoint,
+                                    const struct mla_channel_options *options,
+                                    struct mla_channel **out)
+{
+    return open_channel(context, endpoint, options, false, out);
 }

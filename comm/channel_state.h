@@ -1,9 +1,11 @@
-/* What channel.c and channel_open.c share. */
+/* What the files of the channel share. Of each other channel_open.c calls channel.c, to undo what
+ * failed, and channel_receive.c calls channel_peers.c. */
 #ifndef MLA_COMM_CHANNEL_STATE_H
 #define MLA_COMM_CHANNEL_STATE_H
 
 #include "comm/channel.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <zmq.h>
 
@@ -58,9 +60,31 @@ struct mla_channel {
     char endpoint[ENDPOINT_BYTES];
 };
 
-/* mla_channel_bind and mla_channel_connect. */
-enum mla_status mla_channel_open(struct mla_channel_context *context, const char *endpoint,
-                                 const struct mla_channel_options *options, bool server,
-                                 struct mla_channel **out);
+/* The next frame. MLA_OK and a message that the caller closes, or MLA_AGAIN, MLA_CLOSED. */
+static inline enum mla_status mla_channel_frame(void *socket, zmq_msg_t *message)
+{
+    zmq_msg_init(message);
+    while (zmq_msg_recv(message, socket, ZMQ_DONTWAIT) < 0) {
+        int error = zmq_errno();
+        if (error == EINTR)
+            continue;
+        zmq_msg_close(message);
+        return error == EAGAIN ? MLA_AGAIN : MLA_CLOSED;
+    }
+    return MLA_OK;
+}
+
+/* True once after a wait that saw nothing there. */
+static inline bool mla_channel_is_nothing(struct look *look)
+{
+    bool nothing = look->nothing;
+    look->nothing = false;
+    return nothing;
+}
+
+/* Reads all news of a server's connections. A connection is told to be there before its first
+ * message, and its end before the next one at its descriptor: one thread of ZeroMQ does all of
+ * it. */
+enum mla_status mla_channel_read_news(struct mla_channel *channel);
 
 #endif

@@ -1,6 +1,7 @@
 /* Connections. Each direction keeps its order; between connections there is none. Descriptors are
  * given out again at once, the lowest first, as a kernel does. Messages and news of connections
- * wait until the coordinator looks at them, each for itself, as with ZeroMQ (comm/channel.c). */
+ * wait until the coordinator looks at them, each for itself, as with ZeroMQ
+ * (comm/channel_peers.c). */
 #include "tests/sim/sim.h"
 
 #include <stdlib.h>

@@ -124,7 +124,7 @@ static void region_remove(void *context, uint64_t number)
     region_end(context, number);
 }
 
-/* ---- Into the core, as comm/channel.c and server.c do it */
+/* ---- Into the core, as comm/channel_receive.c, channel_peers.c and server.c do it */
 
 void sim_news(struct sim *sim, const struct link *link, bool accepted)
 {
