@@ -1,8 +1,8 @@
 /* mla-keys: makes the keys that comm/keys.h describes. */
 #include "comm/keys.h"
+#include "proto/parse.h"
 
 #include <stdio.h>
-#include <string.h>
 
 static const char usage[] =
     "usage: mla-keys DIR\n"
@@ -17,16 +17,27 @@ static const char usage[] =
     "\n"
     "exit codes: 0 made, 2 wrong option or a file that exists, 1 anything else\n";
 
+static const struct option options[] = {
+    {"client", required_argument, NULL, 256}, {"help", no_argument, NULL, 257}, {0}};
+
+static bool set(void *client, int id, const char *text)
+{
+    (void)id;
+    *(const char **)client = text;
+    return *text != '\0';
+}
+
 int main(int argc, char **argv)
 {
-    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
-        fputs(usage, stdout);
-        return 0;
-    }
-    if (argc == 2 && argv[1][0] != '-')
-        return mla_status_exit_code(mla_keys_make(argv[1]));
-    if (argc == 4 && argv[1][0] != '-' && strcmp(argv[2], "--client") == 0)
-        return mla_status_exit_code(mla_keys_add_client(argv[1], argv[3]));
+    const char *client = NULL;
+    const char *folder = NULL;
+    enum mla_status status =
+        mla_parse_command(argc, argv, options, usage, set, (void *)&client, &folder);
+    if (status != MLA_OK)
+        return status == MLA_AGAIN ? 0 : mla_status_exit_code(status);
+    if (folder)
+        return mla_status_exit_code(client ? mla_keys_add_client(folder, client)
+                                           : mla_keys_make(folder));
     fputs(usage, stderr);
     return 2;
 }

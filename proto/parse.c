@@ -106,17 +106,23 @@ bool mla_parse_fraction(const char *text, double *out)
     return true;
 }
 
-enum mla_status mla_parse_options(int argc, char **argv, const struct option *options,
+/* -h is nobody's long option. */
+static bool is_help(const struct option *options, int id, int at)
+{
+    return at < 0 ? id == 'h' : strcmp(options[at].name, "help") == 0;
+}
+
+enum mla_status mla_parse_command(int argc, char **argv, const struct option *options,
                                   const char *help,
                                   bool (*set)(void *context, int id, const char *text),
-                                  void *context)
+                                  void *context, const char **argument)
 {
     int id = 0;
-    int at = 0;
-    while ((id = getopt_long(argc, argv, "", options, &at)) != -1) {
+    int at = -1;
+    for (; (id = getopt_long(argc, argv, "h", options, &at)) != -1; at = -1) {
         if (id == '?')
             return MLA_OPTION; /* getopt said which */
-        if (strcmp(options[at].name, "help") == 0) {
+        if (is_help(options, id, at)) {
             fputs(help, stdout);
             return MLA_AGAIN;
         }
@@ -125,9 +131,20 @@ enum mla_status mla_parse_options(int argc, char **argv, const struct option *op
             return MLA_OPTION;
         }
     }
+    if (argument && optind < argc)
+        *argument = argv[optind++];
     if (optind < argc) {
-        fprintf(stderr, "'%s' is no option\n", argv[optind]);
+        fprintf(stderr, argument ? "'%s' is one argument too many\n" : "'%s' is no option\n",
+                argv[optind]);
         return MLA_OPTION;
     }
     return MLA_OK;
+}
+
+enum mla_status mla_parse_options(int argc, char **argv, const struct option *options,
+                                  const char *help,
+                                  bool (*set)(void *context, int id, const char *text),
+                                  void *context)
+{
+    return mla_parse_command(argc, argv, options, help, set, context, NULL);
 }

@@ -23,11 +23,17 @@ bool mla_parse_range(const char *text, uint64_t most, uint32_t *first, uint32_t 
 bool mla_parse_fraction(const char *text, double *out);
 
 /* Reads a command line of long options alone. `set` takes one option's id and text, false for a
- * value that it does not take. --help prints `help`. MLA_AGAIN after --help, MLA_OPTION after a
- * sentence on stderr. */
+ * value that it does not take. --help, which is among `options`, and -h print `help`. MLA_AGAIN
+ * after that, MLA_OPTION after a sentence on stderr. */
 enum mla_status mla_parse_options(int argc, char **argv, const struct option *options,
                                   const char *help,
                                   bool (*set)(void *context, int id, const char *text),
                                   void *context);
+/* The same with at most one argument before, between or after the options: *argument, untouched
+ * where there is none. */
+enum mla_status mla_parse_command(int argc, char **argv, const struct option *options,
+                                  const char *help,
+                                  bool (*set)(void *context, int id, const char *text),
+                                  void *context, const char **argument);
 
 #endif

@@ -10,10 +10,36 @@
 #include <unistd.h>
 
 static const char usage[] =
-    "mla-sim [--seed N [--trace]] | [--seeds COUNT [--from N]]\n"
+    "usage: mla-sim [--seed N [--trace]] | [--seeds COUNT [--from N]]\n"
     "Runs the coordinator's core under simulated time, network and faults.\n"
     "  --seed N      one run; --trace tells all that happens\n"
     "  --seeds N     so many runs, from seed 1 or --from\n";
+
+enum { NUMBER_MAX = 1000000000 };
+
+enum option_id { OPTION_SEED = 256, OPTION_SEEDS, OPTION_TRACE, OPTION_HELP };
+
+static const struct option known[] = {
+    {"seed", required_argument, NULL, OPTION_SEED},
+    {"from", required_argument, NULL, OPTION_SEED},
+    {"seeds", required_argument, NULL, OPTION_SEEDS},
+    {"trace", no_argument, NULL, OPTION_TRACE},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {0},
+};
+
+struct chosen {
+    uint64_t first, count;
+    bool trace;
+};
+
+static bool set(void *context, int id, const char *text)
+{
+    struct chosen *out = context;
+    if (id == OPTION_TRACE)
+        return out->trace = true;
+    return mla_parse_number(text, 1, NUMBER_MAX, id == OPTION_SEED ? &out->first : &out->count);
+}
 
 static struct sim sim;
 
@@ -30,31 +56,19 @@ static void crashed(int number)
 
 int main(int argc, char **argv)
 {
-    uint64_t first = 1;
-    uint64_t count = 1;
-    struct sim_options options = {0};
-    for (int i = 1; i < argc; i++) {
-        const char *name = argv[i];
-        const char *value = i + 1 < argc ? argv[i + 1] : "";
-        if (strcmp(name, "--trace") == 0) {
-            options.trace = true;
-            continue;
-        }
-        uint64_t *number = strcmp(name, "--seeds") == 0 ? &count : &first;
-        if ((strcmp(name, "--seed") != 0 && strcmp(name, "--from") != 0 && number == &first) ||
-            !mla_parse_number(value, 1, 1000000000, number)) {
-            fputs(usage, stderr);
-            return 2;
-        }
-        i++;
-    }
+    struct chosen chosen = {.first = 1, .count = 1};
+    enum mla_status status = mla_parse_options(argc, argv, known, usage, set, &chosen);
+    if (status != MLA_OK)
+        return status == MLA_AGAIN ? 0 : mla_status_exit_code(status);
+    struct sim_options options = {.trace = chosen.trace};
+    uint64_t count = chosen.count;
     signal(SIGABRT, crashed);
     signal(SIGSEGV, crashed);
     if (!options.trace && !freopen("/dev/null", "w", stderr)) /* the core's log */
         return 1;
     struct sim sum = {0};
     uint64_t begin_ns = mla_now_ns();
-    for (uint64_t seed = first; seed < first + count; seed++) {
+    for (uint64_t seed = chosen.first; seed < chosen.first + count; seed++) {
         options.seed = seed;
         crash_bytes = (size_t)snprintf(crash_line, sizeof crash_line,
                                        "seed %llu crashed; again: mla-sim --seed %llu --trace\n",

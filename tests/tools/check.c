@@ -1,8 +1,9 @@
 /* mla-check: drives a running service through a golden case, cut in many ways, and compares. */
 #include "tests/tools/check.h"
+
+#include "proto/parse.h"
 #include "tests/lib/payload_option.h"
 
-#include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@ static const char usage[] =
     "\n"
     "  --endpoint E        of the service (tcp://host:port or ipc:///path)\n"
     "  --tolerance T       of a sequence; a single row may have 10 T (1e-5; with bf16 1e-2)\n"
-    "  --reply-dtype D     dtype of the outputs (f32)\n"
+    "  --reply-dtype D     dtype of the outputs: f32 or bf16 (f32)\n"
     "  --payload D         auto, or inline: no shared memory, also on the service's host (auto)\n"
     "  --curve-keys DIR    for a service on tcp with keys: client.key and server.pub\n"
     "\n"
@@ -34,65 +35,64 @@ struct options {
     bool payload_inline;
 };
 
-static enum mla_status refuse_option(const char *what, const char *value)
+enum option_id {
+    OPTION_ENDPOINT = 256,
+    OPTION_TOLERANCE,
+    OPTION_REPLY_DTYPE,
+    OPTION_PAYLOAD,
+    OPTION_KEYS,
+    OPTION_HELP
+};
+
+static const struct option known[] = {
+    {"endpoint", required_argument, NULL, OPTION_ENDPOINT},
+    {"tolerance", required_argument, NULL, OPTION_TOLERANCE},
+    {"reply-dtype", required_argument, NULL, OPTION_REPLY_DTYPE},
+    {"payload", required_argument, NULL, OPTION_PAYLOAD},
+    {"curve-keys", required_argument, NULL, OPTION_KEYS},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {0},
+};
+
+static bool set_tolerance(const char *text, double *out)
 {
-    fprintf(stderr, "mla-check: %s%s (mla-check --help tells the options)\n", what, value);
-    return MLA_OPTION;
+    char *end = NULL;
+    *out = strtod(text, &end);
+    return end != text && *end == '\0' && *out > 0 && isfinite(*out);
 }
 
-/* *help: it was asked for, and nothing else is set. */
-static enum mla_status read_options(int argc, char **argv, struct options *out, bool *help)
+static bool set(void *context, int id, const char *text)
 {
-    static const struct option known[] = {
-        {"endpoint", required_argument, NULL, 'e'},
-        {"tolerance", required_argument, NULL, 't'},
-        {"reply-dtype", required_argument, NULL, 'r'},
-        {"payload", required_argument, NULL, 'p'},
-        {"curve-keys", required_argument, NULL, 'k'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
-    };
-    struct options options = {.reply_dtype = MLA_F32};
-    int option;
-    while ((option = getopt_long(argc, argv, "h", known, NULL)) != -1) {
-        char *end;
-        switch (option) {
-        case 'e':
-            options.endpoint = optarg;
-            break;
-        case 't':
-            options.tolerance = strtod(optarg, &end);
-            if (end == optarg || *end || !(options.tolerance > 0) || !isfinite(options.tolerance))
-                return refuse_option("--tolerance must be a positive number, not ", optarg);
-            break;
-        case 'k':
-            options.curve_keys = optarg;
-            break;
-        case 'p':
-            if (!mla_payload_option("mla-check", optarg, &options.payload_inline))
-                return MLA_OPTION;
-            break;
-        case 'r':
-            if (strcmp(optarg, "f32") != 0 && strcmp(optarg, "bf16") != 0)
-                return refuse_option("--reply-dtype must be f32 or bf16, not ", optarg);
-            options.reply_dtype = strcmp(optarg, "bf16") == 0 ? MLA_BF16 : MLA_F32;
-            break;
-        case 'h':
-            *help = true;
-            return MLA_OK;
-        default: /* getopt_long has said what is wrong */
-            return MLA_OPTION;
-        }
+    struct options *out = context;
+    switch (id) {
+    case OPTION_ENDPOINT:
+        out->endpoint = text;
+        return true;
+    case OPTION_TOLERANCE:
+        return set_tolerance(text, &out->tolerance);
+    case OPTION_REPLY_DTYPE:
+        out->reply_dtype = strcmp(text, "bf16") == 0 ? MLA_BF16 : MLA_F32;
+        return strcmp(text, mla_dtype_name(out->reply_dtype)) == 0;
+    case OPTION_PAYLOAD:
+        return mla_payload_set(text, &out->payload_inline);
+    default:
+        out->curve_keys = text;
+        return true;
     }
-    if (optind + 1 != argc)
-        return refuse_option("exactly one case folder must be given, not ",
-                             optind == argc ? "none" : argv[optind + 1]);
-    if (!options.endpoint)
-        return refuse_option("--endpoint must be given", "");
-    options.dir = argv[optind];
-    if (options.tolerance == 0)
-        options.tolerance = options.reply_dtype == MLA_F32 ? 1e-5 : bf16_tolerance;
-    *out = options;
+}
+
+static enum mla_status read_options(int argc, char **argv, struct options *out)
+{
+    *out = (struct options){.reply_dtype = MLA_F32};
+    enum mla_status status = mla_parse_command(argc, argv, known, usage, set, out, &out->dir);
+    if (status != MLA_OK)
+        return status;
+    if (!out->dir || !out->endpoint) {
+        fputs("mla-check: a case folder and --endpoint must be given (mla-check --help)\n", stderr);
+        return MLA_OPTION;
+    }
+    if (out->tolerance == 0)
+        out->tolerance = out->reply_dtype == MLA_F32 ? 1e-5 : bf16_tolerance;
     return MLA_OK;
 }
 
@@ -313,14 +313,11 @@ int main(int argc, char **argv)
 {
     static struct check check; /* its steps are large */
     struct options options;
-    bool help = false, ok = false;
-    enum mla_status status = read_options(argc, argv, &options, &help);
-    if (help) {
-        fputs(usage, stdout);
-        return 0;
-    }
-    if (status == MLA_OK)
-        status = run(&options, &check, &ok);
+    bool ok = false;
+    enum mla_status status = read_options(argc, argv, &options);
+    if (status != MLA_OK)
+        return status == MLA_AGAIN ? 0 : mla_status_exit_code(status);
+    status = run(&options, &check, &ok);
     check_fini(&check);
     if (status != MLA_OK)
         return mla_status_exit_code(status);

@@ -5,7 +5,6 @@
 #include "tests/lib/formula.h"
 #include "tests/lib/payload_option.h"
 
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,8 +21,8 @@ static const char usage[] =
     "\n"
     "  --endpoint E     of the service (tcp://host:port or ipc:///path)\n"
     "  --runs N         how many\n"
-    "  --rows N         rows of a RUN (16)\n"
-    "  --in-flight N    RUNs at a time (4)\n"
+    "  --rows N         rows of a RUN, up to 1024 (16)\n"
+    "  --in-flight N    RUNs at a time, up to 64 (4)\n"
     "  --payload P      auto, or inline: no shared memory, also on the service's host (auto)\n"
     "  --curve-keys DIR for a service on tcp with keys: client.key and server.pub\n"
     "\n"
@@ -236,77 +235,67 @@ static void soak_fini(struct soak *soak)
     free(soak->sequences);
 }
 
-static bool read_number(const char *name, uint64_t most, uint64_t *out)
+enum option_id {
+    OPTION_ENDPOINT = 256,
+    OPTION_RUNS,
+    OPTION_ROWS,
+    OPTION_IN_FLIGHT,
+    OPTION_PAYLOAD,
+    OPTION_KEYS,
+    OPTION_HELP
+};
+
+static const struct option known[] = {
+    {"endpoint", required_argument, NULL, OPTION_ENDPOINT},
+    {"runs", required_argument, NULL, OPTION_RUNS},
+    {"rows", required_argument, NULL, OPTION_ROWS},
+    {"in-flight", required_argument, NULL, OPTION_IN_FLIGHT},
+    {"payload", required_argument, NULL, OPTION_PAYLOAD},
+    {"curve-keys", required_argument, NULL, OPTION_KEYS},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {0},
+};
+
+static bool set(void *context, int id, const char *text)
 {
-    if (mla_parse_number(optarg, 1, most, out))
+    struct options *out = context;
+    switch (id) {
+    case OPTION_ENDPOINT:
+        out->endpoint = text;
         return true;
-    fprintf(stderr, "mla-soak: --%s must be a number from 1 to %" PRIu64 ", not %s\n", name, most,
-            optarg);
-    return false;
+    case OPTION_RUNS:
+        return mla_parse_number(text, 1, UINT32_MAX, &out->runs);
+    case OPTION_ROWS:
+        return mla_parse_number(text, 1, MLA_STEP_SEQUENCES_MAX, &out->rows);
+    case OPTION_IN_FLIGHT:
+        return mla_parse_number(text, 1, IN_FLIGHT_MAX, &out->in_flight);
+    case OPTION_PAYLOAD:
+        return mla_payload_set(text, &out->payload_inline);
+    default:
+        out->curve_keys = text;
+        return true;
+    }
 }
 
-/* *help: it was asked for, and nothing else is set. */
-static enum mla_status read_options(int argc, char **argv, struct options *out, bool *help)
+static enum mla_status read_options(int argc, char **argv, struct options *out)
 {
-    static const struct option known[] = {
-        {"endpoint", required_argument, NULL, 'e'}, {"runs", required_argument, NULL, 'n'},
-        {"rows", required_argument, NULL, 'r'},     {"in-flight", required_argument, NULL, 'f'},
-        {"payload", required_argument, NULL, 'p'},  {"curve-keys", required_argument, NULL, 'k'},
-        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0},
-    };
-    struct options options = {.rows = 16, .in_flight = 4};
-    int option;
-    bool ok = true;
-    while (ok && (option = getopt_long(argc, argv, "h", known, NULL)) != -1) {
-        switch (option) {
-        case 'e':
-            options.endpoint = optarg;
-            break;
-        case 'n':
-            ok = read_number("runs", UINT32_MAX, &options.runs);
-            break;
-        case 'r':
-            ok = read_number("rows", MLA_STEP_SEQUENCES_MAX, &options.rows);
-            break;
-        case 'k':
-            options.curve_keys = optarg;
-            break;
-        case 'p':
-            ok = mla_payload_option("mla-soak", optarg, &options.payload_inline);
-            break;
-        case 'f':
-            ok = read_number("in-flight", IN_FLIGHT_MAX, &options.in_flight);
-            break;
-        case 'h':
-            *help = true;
-            return MLA_OK;
-        default: /* getopt_long has said what is wrong */
-            ok = false;
-        }
+    *out = (struct options){.rows = 16, .in_flight = 4};
+    enum mla_status status = mla_parse_options(argc, argv, known, usage, set, out);
+    if (status == MLA_OK && (!out->endpoint || !out->runs)) {
+        fputs("mla-soak: --endpoint and --runs must be given (mla-soak --help)\n", stderr);
+        return MLA_OPTION;
     }
-    if (ok && optind == argc && options.endpoint && options.runs) {
-        *out = options;
-        return MLA_OK;
-    }
-    if (ok)
-        fputs("mla-soak: --endpoint and --runs must be given, and nothing but options "
-              "(mla-soak --help)\n",
-              stderr);
-    return MLA_OPTION;
+    return status;
 }
 
 int main(int argc, char **argv)
 {
     static struct soak soak;
-    bool help = false;
     bool ok = false;
-    enum mla_status status = read_options(argc, argv, &soak.options, &help);
-    if (help) {
-        fputs(usage, stdout);
-        return 0;
-    }
-    if (status == MLA_OK)
-        status = run(&soak, &ok);
+    enum mla_status status = read_options(argc, argv, &soak.options);
+    if (status != MLA_OK)
+        return status == MLA_AGAIN ? 0 : mla_status_exit_code(status);
+    status = run(&soak, &ok);
     soak_fini(&soak);
     if (status != MLA_OK)
         return mla_status_exit_code(status);

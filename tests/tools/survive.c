@@ -6,7 +6,6 @@
 #include "tests/lib/case.h"
 #include "tests/lib/payload_option.h"
 
-#include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
@@ -360,63 +359,64 @@ static enum mla_status report(struct survive *survive, bool *ok)
     return status;
 }
 
-static enum mla_status read_options(int argc, char **argv, struct survive *out, bool *help)
+enum option_id {
+    OPTION_ENDPOINT = 256,
+    OPTION_SECONDS,
+    OPTION_PAYLOAD,
+    OPTION_SEED,
+    OPTION_KEYS,
+    OPTION_HELP
+};
+
+static const struct option known[] = {
+    {"endpoint", required_argument, NULL, OPTION_ENDPOINT},
+    {"seconds", required_argument, NULL, OPTION_SECONDS},
+    {"payload", required_argument, NULL, OPTION_PAYLOAD},
+    {"seed", required_argument, NULL, OPTION_SEED},
+    {"curve-keys", required_argument, NULL, OPTION_KEYS},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {0},
+};
+
+static bool set(void *context, int id, const char *text)
 {
-    static const struct option known[] = {
-        {"endpoint", required_argument, NULL, 'e'},
-        {"seconds", required_argument, NULL, 's'},
-        {"payload", required_argument, NULL, 'p'},
-        {"seed", required_argument, NULL, 'r'},
-        {"curve-keys", required_argument, NULL, 'k'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
-    };
-    int option;
-    bool ok = true;
-    while (ok && (option = getopt_long(argc, argv, "h", known, NULL)) != -1) {
-        switch (option) {
-        case 'e':
-            out->endpoint = optarg;
-            break;
-        case 's':
-            ok = mla_parse_number(optarg, 1, 1000000, &out->seconds);
-            break;
-        case 'p':
-            ok = mla_payload_option("mla-survive", optarg, &out->payload_inline);
-            break;
-        case 'r':
-            ok = mla_parse_number(optarg, 1, UINT64_MAX, &out->seed);
-            break;
-        case 'k':
-            out->curve_keys = optarg;
-            break;
-        case 'h':
-            *help = true;
-            return MLA_OK;
-        default:
-            ok = false;
-        }
+    struct survive *out = context;
+    switch (id) {
+    case OPTION_ENDPOINT:
+        out->endpoint = text;
+        return true;
+    case OPTION_SECONDS:
+        return mla_parse_number(text, 1, 1000000, &out->seconds);
+    case OPTION_PAYLOAD:
+        return mla_payload_set(text, &out->payload_inline);
+    case OPTION_SEED:
+        return mla_parse_number(text, 1, UINT64_MAX, &out->seed);
+    default:
+        out->curve_keys = text;
+        return true;
     }
-    out->dir = optind < argc ? argv[optind] : NULL;
-    if (ok && optind + 1 == argc && out->endpoint && out->seconds)
-        return MLA_OK;
-    fputs("mla-survive: a case folder, --endpoint and --seconds must be given (--help)\n", stderr);
-    return MLA_OPTION;
+}
+
+static enum mla_status read_options(int argc, char **argv, struct survive *out)
+{
+    enum mla_status status = mla_parse_command(argc, argv, known, usage, set, out, &out->dir);
+    if (status == MLA_OK && (!out->dir || !out->endpoint || !out->seconds)) {
+        fputs("mla-survive: a case folder, --endpoint and --seconds must be given "
+              "(mla-survive --help)\n",
+              stderr);
+        return MLA_OPTION;
+    }
+    return status;
 }
 
 int main(int argc, char **argv)
 {
     static struct survive survive = {.seed = 1, .bad = true};
     char why[MLA_SENTENCE_BYTES_MAX] = "";
-    bool help = false;
     bool ok = false;
-    enum mla_status status = read_options(argc, argv, &survive, &help);
-    if (help) {
-        fputs(usage, stdout);
-        return 0;
-    }
+    enum mla_status status = read_options(argc, argv, &survive);
     if (status != MLA_OK)
-        return mla_status_exit_code(status);
+        return status == MLA_AGAIN ? 0 : mla_status_exit_code(status);
     struct sigaction action = {.sa_handler = stop};
     sigemptyset(&action.sa_mask);
     sigaction(SIGTERM, &action, NULL);

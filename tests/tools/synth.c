@@ -2,8 +2,8 @@
 #include "tests/lib/synth.h"
 
 #include "proto/limits.h"
+#include "proto/parse.h"
 
-#include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@ static const char help[] =
     "  --dtype T       bf16, f16 or f32 (bf16)\n"
     "  --help          this text\n";
 
-enum option_name { CONFIG = 1, LAYERS, OUT, SHARDS, DTYPE, HELP };
+enum option_id { CONFIG = 256, LAYERS, OUT, SHARDS, DTYPE, HELP };
 
 static const struct option options[] = {
     {"config", required_argument, NULL, CONFIG},
@@ -31,7 +31,7 @@ static const struct option options[] = {
     {"shards", required_argument, NULL, SHARDS},
     {"dtype", required_argument, NULL, DTYPE},
     {"help", no_argument, NULL, HELP},
-    {NULL, 0, NULL, 0},
+    {0},
 };
 
 struct progress {
@@ -105,56 +105,52 @@ static bool parse_dtype(const char *text, enum mla_dtype *out)
     return false;
 }
 
-static int refuse_option(const char *name, const char *value)
+struct chosen {
+    struct mla_synth synth;
+    uint32_t layers[MLA_LAYERS_MAX]; /* synth.layers */
+};
+
+static bool set(void *context, int id, const char *text)
 {
-    fprintf(stderr, "mla-synth: --%s %s makes no sense; see --help\n", name, value);
-    return mla_status_exit_code(MLA_OPTION);
+    struct chosen *chosen = context;
+    struct mla_synth *out = &chosen->synth;
+    uint64_t shards = 0;
+    switch (id) {
+    case CONFIG:
+        out->config = text;
+        return true;
+    case LAYERS:
+        out->layer_count = 0;
+        return parse_layers(text, chosen->layers, &out->layer_count);
+    case OUT:
+        out->out = text;
+        return true;
+    case SHARDS:
+        if (!mla_parse_number(text, 1, 99999, &shards))
+            return false;
+        out->shards = shards;
+        return true;
+    default:
+        return parse_dtype(text, &out->dtype);
+    }
 }
 
 int main(int argc, char **argv)
 {
-    uint32_t layers[MLA_LAYERS_MAX];
     struct progress progress = {.terminal = isatty(STDERR_FILENO)};
-    struct mla_synth synth = {
-        .layers = layers, .shards = 1, .dtype = MLA_BF16, .progress = show, .context = &progress};
+    struct chosen chosen = {
+        .synth = {.shards = 1, .dtype = MLA_BF16, .progress = show, .context = &progress}};
+    struct mla_synth *synth = &chosen.synth;
     char why[MLA_SENTENCE_BYTES_MAX];
-    unsigned long shards;
-    int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        const char *text = optarg;
-        switch (option) {
-        case CONFIG:
-            synth.config = optarg;
-            break;
-        case OUT:
-            synth.out = optarg;
-            break;
-        case LAYERS:
-            synth.layer_count = 0;
-            if (!parse_layers(optarg, layers, &synth.layer_count))
-                return refuse_option("layers", optarg);
-            break;
-        case SHARDS:
-            if (!parse_number(&text, 99999, &shards) || *text || shards == 0)
-                return refuse_option("shards", optarg);
-            synth.shards = shards;
-            break;
-        case DTYPE:
-            if (!parse_dtype(optarg, &synth.dtype))
-                return refuse_option("dtype", optarg);
-            break;
-        case HELP:
-            fputs(help, stdout);
-            return 0;
-        default:
-            return mla_status_exit_code(MLA_OPTION);
-        }
-    }
-    if (optind < argc || !synth.config || !synth.out || synth.layer_count == 0) {
+    synth->layers = chosen.layers;
+    enum mla_status status = mla_parse_options(argc, argv, options, help, set, &chosen);
+    if (status != MLA_OK)
+        return status == MLA_AGAIN ? 0 : mla_status_exit_code(status);
+    if (!synth->config || !synth->out || synth->layer_count == 0) {
         fputs("mla-synth: --config, --layers and --out are needed; see --help\n", stderr);
         return mla_status_exit_code(MLA_OPTION);
     }
-    enum mla_status status = mla_synth_write(&synth, why);
+    status = mla_synth_write(synth, why);
     if (status)
         fprintf(stderr, "%smla-synth: %s\n", progress.terminal && *progress.tensor ? "\n" : "",
                 why);

@@ -1,6 +1,8 @@
 #include "proto/parse.h"
 
 #include <criterion/criterion.h>
+#include <criterion/redirect.h>
+#include <stdio.h>
 
 static void number(const char *text, uint64_t least, uint64_t most, bool wanted, uint64_t value)
 {
@@ -110,4 +112,72 @@ Test(parse, fraction)
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         cr_expect_not(mla_parse_fraction(none[i], &found), "'%s'", none[i]);
     cr_expect_eq(found, 0.5);
+}
+
+struct line {
+    uint32_t number;
+    bool flag;
+};
+
+static bool set(void *context, int id, const char *text)
+{
+    struct line *line = context;
+    if (id == 'f')
+        return line->flag = true;
+    return mla_parse_u32(text, 1, 9, &line->number);
+}
+
+/* At most four words after the program's name. */
+static enum mla_status command(const char *words[4], struct line *line, const char **argument)
+{
+    static const struct option options[] = {{"number", required_argument, NULL, 'h'},
+                                            {"flag", no_argument, NULL, 'f'},
+                                            {"help", no_argument, NULL, '?' + 256},
+                                            {0}};
+    char *argv[6] = {(char *)"program"};
+    int argc = 1;
+    while (argc <= 4 && words[argc - 1]) {
+        argv[argc] = (char *)words[argc - 1];
+        argc++;
+    }
+    *line = (struct line){0};
+    optind = 0; /* getopt begins anew */
+    return mla_parse_command(argc, argv, options, "the help", set, line, argument);
+}
+
+Test(parse, command, .init = cr_redirect_stdout)
+{
+    const char *argument = NULL;
+    struct line line;
+    cr_expect_eq(command((const char *[4]){NULL}, &line, &argument), MLA_OK);
+    cr_expect_null(argument);
+    cr_expect_eq(command((const char *[4]){"--number", "3", "folder", "--flag"}, &line, &argument),
+                 MLA_OK);
+    cr_expect(line.number == 3 && line.flag);
+    cr_expect_str_eq(argument, "folder");
+    cr_expect_eq(command((const char *[4]){"--number=3", "--number=5"}, &line, NULL), MLA_OK);
+    cr_expect_eq(line.number, 5, "the last one counts");
+    cr_expect_eq(command((const char *[4]){"--help", "--number=0"}, &line, NULL), MLA_AGAIN);
+    cr_expect_eq(command((const char *[4]){"--flag", "-h"}, &line, NULL), MLA_AGAIN);
+    fflush(stdout);
+    cr_expect_stdout_eq_str("the helpthe help");
+}
+
+Test(parse, command_that_is_wrong, .init = cr_redirect_stderr)
+{
+    const char *argument = NULL;
+    struct line line;
+    cr_expect_eq(command((const char *[4]){"folder"}, &line, NULL), MLA_OPTION);
+    cr_expect_eq(command((const char *[4]){"folder", "other"}, &line, &argument), MLA_OPTION);
+    cr_expect_eq(command((const char *[4]){"--flag", "--number", "0"}, &line, NULL), MLA_OPTION);
+    cr_expect_eq(command((const char *[4]){"--number"}, &line, NULL), MLA_OPTION);
+    cr_expect_eq(command((const char *[4]){"--other"}, &line, NULL), MLA_OPTION);
+    cr_expect_eq(command((const char *[4]){"-n"}, &line, NULL), MLA_OPTION);
+    fflush(stderr);
+    cr_expect_stderr_eq_str("'folder' is no option\n"
+                            "'other' is one argument too many\n"
+                            "--number: '0' is not a value it takes\n"
+                            "program: option '--number' requires an argument\n"
+                            "program: unrecognized option '--other'\n"
+                            "program: invalid option -- 'n'\n");
 }
