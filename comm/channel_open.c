@@ -104,10 +104,12 @@ static enum mla_status watch_peers(struct mla_channel *channel,
     return status;
 }
 
+/* ZeroMQ may know the name of a monitor for a while after its end, so none is used again. */
 static enum mla_status open_monitor(struct mla_channel *channel)
 {
     char name[64];
-    snprintf(name, sizeof name, "inproc://monitor-%p", (void *)channel);
+    snprintf(name, sizeof name, "inproc://monitor-%u",
+             atomic_fetch_add(&channel->context->monitors, 1));
     int events = ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
                  ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
     if (channel->server)

@@ -31,6 +31,7 @@ struct sending {
 struct mla_channel_context {
     void *zmq;
     struct mla_guard *guard; /* from the first channel with keys on */
+    atomic_uint monitors;    /* so far; the next one's name */
     pthread_mutex_t lock;
     struct received *kept;
     struct sending *sendings;

@@ -35,6 +35,16 @@ Test(channel, invalid_endpoints)
                  "an address of another host");
 }
 
+/* Each may lie where the last one lay, which ZeroMQ is still about to end. */
+Test(channel, one_after_the_other)
+{
+    listen_at(transports[0]);
+    for (int i = 0; i < 100; i++) {
+        client = dial();
+        mla_channel_destroy(&client);
+    }
+}
+
 static void endpoint_in_use(const char *endpoint)
 {
     struct mla_channel *second = NULL;
