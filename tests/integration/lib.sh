@@ -65,7 +65,7 @@ mla_nothing_left() {
     local left
     left=$(mla_pids .)
     [[ -z $left ]] || mla_fail 1 "still running: $left"
-    ! grep -hE 'ERROR: [A-Za-z]*Sanitizer|runtime error:' "$dir"/*.log ||
+    ! grep -hE '(ERROR|WARNING): [A-Za-z]*Sanitizer|runtime error:' "$dir"/*.log ||
         mla_fail 1 "a sanitizer reported an error"
 }
 

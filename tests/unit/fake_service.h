@@ -30,8 +30,8 @@ struct fake {
     atomic_bool stop;
     bool (*hook)(struct fake *, const struct mla_incoming *);
     int kind; /* the hook's own */
-    int seen[MLA_SHARE + 1];
-    uint32_t last_action;
+    atomic_int seen[MLA_SHARE + 1];
+    atomic_uint last_action;
     struct held held[HELD_MAX];
     uint32_t held_count;
     struct mla_message request, reply;

@@ -11,9 +11,11 @@ enum { MEMORY = 1 << 16, OUT = MEMORY / 2 };
 /* Gives out regions, and computes in its own mapping of them. `kind`: what goes wrong. */
 enum { ALL_WELL, NO_REGION, NOT_HERE, NOT_THESE_WORKERS };
 
-static struct mla_region_server *regions;
 static pthread_t regions_thread;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all that follows */
+static struct mla_region_server *regions;
 static struct mla_region seen;
+static struct mla_grant granted;
 static int given_back;
 
 static void *serve_regions(void *unused)
@@ -21,8 +23,11 @@ static void *serve_regions(void *unused)
     (void)unused;
     struct pollfd fd = {.fd = mla_region_server_fd(regions), .events = POLLIN};
     while (!atomic_load(&fake.stop))
-        if (poll(&fd, 1, 10) > 0)
+        if (poll(&fd, 1, 10) > 0) {
+            pthread_mutex_lock(&lock);
             mla_region_server_turn(regions);
+            pthread_mutex_unlock(&lock);
+        }
     return NULL;
 }
 
@@ -39,11 +44,11 @@ static void answer_share(struct fake *self, const struct mla_incoming *in)
         cr_assert_eq(mla_region_server_add(regions, 3, bytes, &grant), MLA_OK);
     if (self->kind == NOT_HERE)
         grant.path_bytes = (uint32_t)snprintf(grant.path, sizeof grant.path, "/nowhere");
-    self->reply.u.share_reply = grant;
+    self->reply.u.share_reply = granted = grant;
     send_reply(&in->peer, MLA_SHARE, self->request.header.request_id, NULL);
 }
 
-static bool answer_in_region(struct fake *self, const struct mla_incoming *in)
+static bool answer_locked(struct fake *self, const struct mla_incoming *in)
 {
     const struct mla_run *run = &self->request.u.run;
     if (self->request.header.type == MLA_SHARE) {
@@ -72,6 +77,14 @@ static bool answer_in_region(struct fake *self, const struct mla_incoming *in)
     return true;
 }
 
+static bool answer_in_region(struct fake *self, const struct mla_incoming *in)
+{
+    pthread_mutex_lock(&lock);
+    bool answered = answer_locked(self, in);
+    pthread_mutex_unlock(&lock);
+    return answered;
+}
+
 /* The memory that the client has after asking for it. */
 static uint8_t *start_shared(int kind, bool payload_inline)
 {
@@ -92,8 +105,8 @@ static void stop_shared(void)
     atomic_store(&fake.stop, true);
     pthread_join(regions_thread, NULL);
     mla_region_server_destroy(&regions);
-    mla_region_unmap(&seen);
     stop();
+    mla_region_unmap(&seen);
 }
 
 /* RUNs that fit the memory, partly or not at all; all of them come back right. */
@@ -115,8 +128,14 @@ static void check_runs(uint8_t *memory)
 /* The service's side of the region that was just given out. */
 static uint64_t map_seen(void)
 {
-    const struct mla_grant grant = fake.reply.u.share_reply;
-    cr_assert_eq(mla_region_map(&grant, 5000, &seen), MLA_OK);
+    struct mla_region region;
+    pthread_mutex_lock(&lock);
+    const struct mla_grant grant = granted;
+    pthread_mutex_unlock(&lock);
+    cr_assert_eq(mla_region_map(&grant, 5000, &region), MLA_OK); /* takes a turn of the server */
+    pthread_mutex_lock(&lock);
+    seen = region;
+    pthread_mutex_unlock(&lock);
     return grant.region;
 }
 
@@ -141,8 +160,10 @@ Test(client_shared, memory_that_is_not_shared_serves_as_well)
         cr_assert_not(mla_client_is_shared(client));
         check_runs(memory);
         cr_assert_eq(fake.seen[MLA_SHARE], i == 2 ? 0 : 1 + (kinds[i] == NOT_HERE));
+        pthread_mutex_lock(&lock);
         cr_assert_eq(given_back, kinds[i] == NOT_HERE, "what can't be reached is given back");
         given_back = 0;
+        pthread_mutex_unlock(&lock);
         stop_shared();
     }
 }
