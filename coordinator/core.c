@@ -41,6 +41,7 @@ struct mla_adopt mla_core_sizes(const struct mla_core_options *options, uint32_t
         .steps = options->steps_open_max,
         .step_tokens_max = options->step_tokens_max,
         .prefill_tokens_max = options->plan.prefill_tokens_max,
+        .decode_tokens_max = options->plan.decode_tokens_max,
         .credits = options->credits,
         .heartbeat_ms = options->heartbeat_ms,
         .silence_ms = options->heartbeat_timeout_ms,

@@ -97,7 +97,9 @@ struct mla_kv_view {
     const int32_t *tables;
     int64_t table_stride;
     int64_t sequences;
-    const int32_t *table;     /* [sequences] */
+    int64_t tokens_max;   /* decode: rows that a sequence is expected to have, 0 for 1. It may have
+                             more, but then another way of computing may have been faster */
+    const int32_t *table; /* [sequences] */
     const int32_t *row_first; /* [sequences + 1]: rows of sequence s are [s], [s + 1] */
     const int32_t *kv_length; /* [sequences]: cached tokens, the rows of this batch included */
 };

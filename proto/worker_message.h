@@ -48,6 +48,7 @@ struct mla_adopt {
     uint32_t steps;                  /* step slots */
     uint32_t step_tokens_max;        /* rows of one step */
     uint32_t prefill_tokens_max;     /* rows of one prefill microbatch */
+    uint32_t decode_tokens_max;      /* rows of one sequence in a decode microbatch */
     uint32_t credits;                /* WORK messages in flight to one rank */
     uint32_t heartbeat_ms;
     uint32_t silence_ms; /* heard nothing for so long: the other side is gone */

@@ -11,6 +11,7 @@
 struct mla_kvcache {
     struct mla_backend *backend;
     uint32_t layer_count, blocks, sequences, context_max, table_stride;
+    uint32_t tokens_max; /* of a decode sequence, as in mla_kv_view: 0 until its owner says more */
     enum mla_dtype dtype;
     uint32_t latent, rope;
     void *pools[MLA_LAYERS_MAX];

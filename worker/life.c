@@ -161,6 +161,7 @@ enum mla_status life_allocate(struct executor *executor)
     enum mla_status status =
         mla_kvcache_init(&life->cache, backend, &shard->config, executor->options->kv_dtype,
                          shard->layer_count, 1, adopt->sequences, adopt->context_max);
+    life->cache.tokens_max = adopt->decode_tokens_max;
     if (status == MLA_OK)
         status = mla_shard_make_rope_table(shard, backend, adopt->context_max);
     if (status == MLA_OK)

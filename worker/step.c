@@ -224,6 +224,7 @@ struct mla_kv_view mla_step_view(const struct mla_kvcache *cache, uint32_t index
                                 .tables = cache->tables,
                                 .table_stride = cache->table_stride,
                                 .sequences = mb->sequences,
+                                .tokens_max = cache->tokens_max,
                                 .table = mb->table,
                                 .row_first = mb->row_first,
                                 .kv_length = mb->kv_length};

@@ -59,9 +59,9 @@ cudaError_t map_kv(struct mla_cuda_decode *decode, const struct mla_attend_decod
     return find_map(decode, &tensor, out);
 }
 
-/* In boxes of a block of one row's heads by 64 values; heads that aren't there are zeros. */
+/* In boxes of a block of an item's queries by 64 values; heads that aren't there are zeros. */
 cudaError_t map_q(struct mla_cuda_decode *decode, const struct mla_attend_decode *attend,
-                  CUtensorMap *out)
+                  const blocking &blocking, CUtensorMap *out)
 {
     struct mla_tensor_map tensor;
     memset(&tensor, 0, sizeof tensor);
@@ -73,16 +73,10 @@ cudaError_t map_q(struct mla_cuda_decode *decode, const struct mla_attend_decode
     tensor.stride[1] = (uint64_t)attend->q_head_stride;
     tensor.stride[2] = (uint64_t)attend->q_row_stride;
     tensor.box[0] = 64;
-    tensor.box[1] = (uint32_t)block_heads(attend->heads);
-    tensor.box[2] = 1;
+    tensor.box[1] = (uint32_t)blocking.heads;
+    tensor.box[2] = (uint32_t)blocking.rows;
     tensor.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
     return find_map(decode, &tensor, out);
-}
-
-/* Partials of each worker: two, for each block of heads. */
-size_t partials(int multiprocessors, int64_t heads)
-{
-    return (size_t)2 * workers(multiprocessors, heads) * head_blocks(heads);
 }
 
 /* A count for each worker and block of heads. */
@@ -105,8 +99,8 @@ extern "C" bool mla_cuda_decode_fits(const struct mla_attend_decode *attend)
 
 extern "C" size_t mla_cuda_decode_scratch_bytes(int multiprocessors)
 {
-    constexpr int heads = 64; /* no block has more */
-    size_t partial = partial_vectors(heads) * sizeof(float4) + heads * sizeof(float2);
+    constexpr int queries = WIDE_QUERIES; /* no block has more */
+    size_t partial = partial_vectors(queries) * sizeof(float4) + queries * sizeof(float2);
     return counts_bytes(multiprocessors) + 2 * (size_t)multiprocessors * partial;
 }
 
@@ -116,17 +110,20 @@ extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decod
 {
     assert(mla_cuda_decode_fits(attend));
     launch launch = {};
+    blocking blocking = blocking_of(attend);
     cudaError_t error = map_kv(decode, attend, &launch.kv);
     if (error == cudaSuccess)
-        error = map_q(decode, attend, &launch.q);
+        error = map_q(decode, attend, blocking, &launch.q);
     if (error != cudaSuccess)
         return error;
 
-    int heads_each = block_heads(attend->heads);
-    launch.head_blocks = head_blocks(attend->heads);
+    int queries = blocking.heads * blocking.rows;
+    launch.head_blocks = blocking.blocks;
+    launch.block_heads = blocking.heads;
+    launch.shared_rows = attend->kv.tokens_max > blocking.rows;
     /* A tile that no other block loads need not stay in the L2 cache. */
-    launch.kv_policy = launch.head_blocks == 1 ? ptx::EVICT_FIRST : ptx::EVICT_NORMAL;
-    int worker_count = workers(decode->multiprocessors, attend->heads);
+    launch.kv_policy = blocking.blocks == 1 ? ptx::EVICT_FIRST : ptx::EVICT_NORMAL;
+    int worker_count = workers(decode->multiprocessors, blocking);
     schedule_layout((void *)attend->schedule, worker_count, attend->rows_max, &launch.schedule);
     launch.tables = attend->kv.tables;
     launch.table_stride = attend->kv.table_stride;
@@ -137,12 +134,10 @@ extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decod
     launch.scale_log2 = (float)(attend->scale * M_LOG2E);
     launch.counts = (uint32_t *)decode->scratch;
     launch.partial = (float4 *)((char *)decode->scratch + counts_bytes(decode->multiprocessors));
-    launch.statistics =
-        (float2 *)(launch.partial +
-                   partials(decode->multiprocessors, attend->heads) * partial_vectors(heads_each));
-
-    int blocks = worker_count * launch.head_blocks;
-    return heads_each == 16   ? attend_16(launch, blocks, stream)
-           : heads_each == 32 ? attend_32(launch, blocks, stream)
-                              : attend_64(launch, blocks, stream);
+    int blocks = worker_count * blocking.blocks;
+    launch.statistics = (float2 *)(launch.partial + (int64_t)2 * blocks * partial_vectors(queries));
+    return blocking.wide   ? attend_wide(launch, blocks, stream)
+           : queries == 16 ? attend_16(launch, blocks, stream)
+           : queries == 32 ? attend_32(launch, blocks, stream)
+                           : attend_64(launch, blocks, stream);
 }

@@ -1,4 +1,4 @@
-/* What a group of consumers (a warpgroup) does with the tiles of a row, and with its output. */
+/* What a group of consumers (a warpgroup) does with the tiles of an item, and with its output. */
 #ifndef MLA_KERNELS_CUDA_ATTEND_DECODE_CONSUMER_CUH
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_CONSUMER_CUH
 
@@ -93,19 +93,19 @@ template <int HEADS> struct consumer {
         }
     }
 
-    /* Tokens from `valid` on are not the row's: their scores and values may be anything. */
-    __device__ __forceinline__ void mask(int valid)
+    /* A query sees one token less than the same head's of the item's next row. What it doesn't see
+     * may be anything. */
+    __device__ __forceinline__ void mask(const item &item, int tile, int block_heads)
     {
 #pragma unroll
         for (int i = 0; i < HEADS_EACH / 2; i++) {
-            if (warp * 16 + lane / 4 + i / 2 % 2 * 8 >= valid)
+            int seen = seen_by(item, tile, head_of(i / 4 * 2 + i % 2) / block_heads);
+            if (warp * 16 + lane / 4 + i / 2 % 2 * 8 >= seen)
                 scores[i] = -INFINITY;
         }
-        for (int d = 0; d < shape::PANELS_EACH; d++) {
-            uint4 *v = (uint4 *)shared.kv[at.ahead(1 + panel_of(d)).slot];
-            for (int i = valid * 8 + warp * 32 + lane; i < TILE_TOKENS * 8; i += GROUP_THREADS)
-                v[i] = make_uint4(0, 0, 0, 0);
-        }
+        for (int d = 0; d < shape::PANELS_EACH; d++)
+            clear_values(shared.kv[at.ahead(1 + panel_of(d)).slot], seen_by_all(item, tile),
+                         seen_by_any(item, tile), warp * 32 + lane, GROUP_THREADS);
     }
 
     /* Subtracts from now on the exact maximum so far, and scales what was summed. */
@@ -237,8 +237,9 @@ template <int HEADS> struct consumer {
         }
     }
 
-    /* The row's output; heads past launch.heads are padding. `out`: of the block's first head. */
-    __device__ __forceinline__ void write_row(const launch &launch, __nv_bfloat16 *out, int heads)
+    /* The item's output. */
+    __device__ __forceinline__ void write_item(const launch &launch, const item &item,
+                                               int head_block)
     {
         constexpr int REGISTERS = HEADS_EACH / 2;
         unsigned char *panel = shared.p + group * HEADS_EACH * ptx::PANEL_ROW_BYTES;
@@ -260,16 +261,16 @@ template <int HEADS> struct consumer {
                 for (int i = warp * 32 + lane; i < HEADS_EACH * 8; i += GROUP_THREADS) {
                     int head = part * HEADS_EACH + i / 8;
                     uint4 piece = *(uint4 *)(panel + ptx::panel_offset(i / 8, i % 8));
-                    if (head < heads)
-                        *(uint4 *)(out + head * launch.out_head_stride + panel_of(d) * 64 +
-                                   i % 8 * 8) = piece;
+                    __nv_bfloat16 *out = output_of(launch, item, head_block, head);
+                    if (out)
+                        *(uint4 *)(out + panel_of(d) * 64 + i % 8 * 8) = piece;
                 }
                 ptx::named_sync(OWN + group, GROUP_THREADS);
             }
         }
     }
 
-    /* Sums of a part of a row, as the registers lie; decode_join.cuh reads them. */
+    /* Sums of a part of an item, as the registers lie; decode_join.cuh reads them. */
     __device__ __forceinline__ void write_partial(const launch &launch, int64_t index)
     {
         float4 *to = launch.partial + index * partial_vectors(HEADS) + warp * 32 + lane;

@@ -3,7 +3,7 @@
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_LAUNCH_CUH
 
 #include "kernels/cuda/attend_decode.h"
-#include "kernels/cuda/decode_schedule.cuh"
+#include "kernels/cuda/decode_seen.cuh"
 
 #include <cuda_bf16.h>
 
@@ -12,29 +12,79 @@ namespace decode
 
 struct launch {
     CUtensorMap kv; /* bf16 [tokens of the pool, 576], boxes [64, 64] */
-    CUtensorMap q;  /* bf16 [rows, heads, 576], boxes [1, block_heads, 64] */
+    CUtensorMap q;  /* bf16 [rows, heads, 576], boxes [an item's rows, a block's heads, 64] */
     uint64_t kv_policy;
     schedule schedule;
     const int32_t *tables;
     int64_t table_stride;
     __nv_bfloat16 *out;
     int64_t out_row_stride, out_head_stride;
-    int heads, head_blocks;
+    int heads, head_blocks, block_heads;
+    bool shared_rows; /* several items of a sequence, so that most tiles are in the L2 cache */
     float scale_log2;
     uint32_t *counts;   /* [workers, head_blocks], 0 between launches */
     float4 *partial;    /* [2 workers, head_blocks] of partial_vectors */
-    float2 *statistics; /* [2 workers, head_blocks, block_heads]: maximum (log2), sum */
+    float2 *statistics; /* [2 workers, head_blocks, queries of a block]: maximum (log2), sum */
 };
 
-/* A partial's sums: [8 panels, heads / 8, 128 threads] vectors of four, as registers lie. */
-__host__ __device__ constexpr int64_t partial_vectors(int heads)
+/* A partial's sums, 512 for each query, as registers lie. */
+__host__ __device__ constexpr int64_t partial_vectors(int queries)
 {
-    return 8 * (heads / 8) * 128;
+    return 512 / 4 * queries;
 }
 
+/* By queries of a block; `wide` has 64 too. */
 cudaError_t attend_16(const launch &launch, int blocks, cudaStream_t stream);
 cudaError_t attend_32(const launch &launch, int blocks, cudaStream_t stream);
 cudaError_t attend_64(const launch &launch, int blocks, cudaStream_t stream);
+cudaError_t attend_wide(const launch &launch, int blocks, cudaStream_t stream);
+
+/* Workers of one item wait for each other: all blocks run at once or the launch fails. */
+inline cudaError_t launch_together(void (*kernel)(launch), int threads, size_t shared_bytes,
+                                   const launch &launch, int blocks, cudaStream_t stream)
+{
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             (int)shared_bytes);
+    if (error != cudaSuccess)
+        return error;
+    cudaLaunchAttribute together = {};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &together;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, kernel, launch);
+}
+
+/* Where a block's query goes, or NULL for one that is padding. */
+__device__ __forceinline__ __nv_bfloat16 *output_of(const launch &launch, const item &item,
+                                                    int head_block, int query)
+{
+    int row = query / launch.block_heads;
+    int head = head_block * launch.block_heads + query % launch.block_heads;
+    if (row >= item.rows || head >= launch.heads)
+        return NULL;
+    return launch.out + (item.row + row) * launch.out_row_stride + head * launch.out_head_stride;
+}
+
+/* A worker's part of one item. */
+struct segment {
+    item item;
+    int tile_begin, tile_end;
+
+    __device__ __forceinline__ segment(const range &range, const schedule &schedule, int index)
+        : item(index == range.item_begin ? range.first : schedule.items[index])
+    {
+        tile_begin = index == range.item_begin ? range.tile_begin : 0;
+        tile_end = index == range.item_end ? range.tile_end : (int)tiles_of(item.length);
+    }
+    __device__ __forceinline__ bool empty() const { return tile_end <= tile_begin; }
+    __device__ __forceinline__ bool split() const { return !empty() && item.splits > 1; }
+};
 
 } // namespace decode
 

@@ -13,11 +13,12 @@ constexpr int PANELS = 9; /* rope first, then the latent's */
 constexpr int LATENT_PANELS = 8;
 constexpr int PANEL_BYTES = TILE_TOKENS * ptx::PANEL_ROW_BYTES;
 constexpr int GROUP_THREADS = 128;
-constexpr int PRODUCER_THREADS = 128; /* a warp for K, one for Q; registers move by warpgroups */
+/* A warp for K, one for Q, one that counts parts; registers move by warpgroups. */
+constexpr int PRODUCER_THREADS = 128;
 constexpr int SHARED_BYTES_MAX = 227 * 1024;
 
-/* Named barriers: all consumers', then one of each group's own. */
-constexpr int ALL = 1, OWN = 2;
+/* Named barriers: all consumers', one of each group's own, and two for parts that were written. */
+constexpr int ALL = 1, OWN = 2, WRITTEN = 4;
 
 template <int HEADS> struct shape {
     static constexpr int GROUPS = HEADS > 32 ? 2 : 1;
@@ -52,21 +53,6 @@ template <int RING> struct cursor {
         bool wrapped = next >= RING;
         return {wrapped ? next - RING : next, phase ^ (uint32_t)wrapped};
     }
-};
-
-/* A worker's part of one row. */
-struct segment {
-    row row;
-    int tile_begin, tile_end;
-
-    __device__ __forceinline__ segment(const range &range, const schedule &schedule, int index)
-        : row(index == range.row_begin ? range.first : schedule.rows[index])
-    {
-        tile_begin = index == range.row_begin ? range.tile_begin : 0;
-        tile_end = index == range.row_end ? range.tile_end : (int)tiles_of(row.length);
-    }
-    __device__ __forceinline__ bool empty() const { return tile_end <= tile_begin; }
-    __device__ __forceinline__ bool split() const { return !empty() && row.splits > 1; }
 };
 
 } // namespace decode

@@ -29,14 +29,14 @@ __device__ void produce_kv(const launch &launch, const range &range, shared<HEAD
     constexpr int RING = shape<HEADS>::RING;
     int lane = threadIdx.x % 32;
     cursor<RING> at = {0, 0};
-    for (int r = range.row_begin; r <= range.row_end; r++) {
-        segment segment(range, launch.schedule, r);
-        const int32_t *blocks = launch.tables + segment.row.table * launch.table_stride;
+    for (int i = range.item_begin; i <= range.item_end; i++) {
+        segment segment(range, launch.schedule, i);
+        const int32_t *blocks = launch.tables + segment.item.table * launch.table_stride;
         for (int first = segment.tile_begin; first < segment.tile_end; first += 32) {
             int tiles = min(32, segment.tile_end - first);
             int block_mine = lane < tiles ? blocks[first + lane] : 0;
-            for (int i = 0; i < tiles; i++) {
-                int token = __shfl_sync(~0u, block_mine, i) * TILE_TOKENS;
+            for (int t = 0; t < tiles; t++) {
+                int token = __shfl_sync(~0u, block_mine, t) * TILE_TOKENS;
                 if (lane == 0) {
 #pragma unroll
                     for (int p = 0; p < PANELS; p++) {
@@ -59,28 +59,29 @@ __device__ void produce_q(const launch &launch, const range &range, int head_blo
                           shared<HEADS> &shared)
 {
     uint32_t phase = 0;
-    for (int r = range.row_begin; r <= range.row_end; r++) {
-        if (segment(range, launch.schedule, r).empty())
+    for (int i = range.item_begin; i <= range.item_end; i++) {
+        segment segment(range, launch.schedule, i);
+        if (segment.empty())
             continue;
         ptx::barrier_wait(&shared.q_empty, phase ^ 1);
         ptx::barrier_arrive_expect(&shared.q_full, sizeof shared.q);
         for (int p = 0; p < PANELS; p++) {
             int column = p == 0 ? LATENT_PANELS : p - 1;
             ptx::tma_load_3d(shared.q[p], &launch.q, &shared.q_full, column * ptx::PANEL_WIDTH,
-                             head_block * HEADS, r, ptx::EVICT_FIRST);
+                             head_block * launch.block_heads, segment.item.row, ptx::EVICT_FIRST);
         }
         phase ^= 1;
     }
 }
 
 template <int HEADS>
-__device__ void consume(const launch &launch, const range &range, int worker, int head_block,
+__device__ void consume(const launch &launch, const range &range, int head_block,
                         shared<HEADS> &shared)
 {
     consumer<HEADS> consumer(shared, launch.scale_log2);
     uint32_t q_phase = 0;
-    for (int r = range.row_begin; r <= range.row_end; r++) {
-        segment segment(range, launch.schedule, r);
+    for (int i = range.item_begin; i <= range.item_end; i++) {
+        segment segment(range, launch.schedule, i);
         if (segment.empty())
             continue;
         consumer.begin();
@@ -88,38 +89,18 @@ __device__ void consume(const launch &launch, const range &range, int worker, in
         q_phase ^= 1;
         for (int t = segment.tile_begin; t < segment.tile_end; t++) {
             consumer.score(t + 1 == segment.tile_end);
-            int valid = segment.row.length - t * TILE_TOKENS;
-            if (valid < TILE_TOKENS)
-                consumer.mask(valid);
+            if (seen_by_all(segment.item, t) < TILE_TOKENS)
+                consumer.mask(segment.item, t, launch.block_heads);
             consumer.weigh();
             consumer.add_values();
         }
-        if (segment.row.splits == 1) {
-            int head = head_block * HEADS;
-            __nv_bfloat16 *out =
-                launch.out + r * launch.out_row_stride + head * launch.out_head_stride;
-            consumer.write_row(launch, out, launch.heads - head);
+        if (segment.item.splits == 1) {
+            consumer.write_item(launch, segment.item, head_block);
         } else {
-            int part = worker - segment.row.worker;
-            consumer.write_partial(launch, partial_of(segment.row, part, launch, head_block));
-            ptx::named_sync(ALL, shape<HEADS>::CONSUMERS);
-            if (threadIdx.x == 0)
-                count_part(count_of(segment.row, launch, head_block));
+            int part = range.worker - segment.item.worker;
+            consumer.write_partial(launch, partial_of(segment.item, part, launch, head_block));
+            part_written<WRITTEN, shape<HEADS>::CONSUMERS>(range, i);
         }
-    }
-}
-
-/* Only the first and the last row of a range can be split. */
-template <int HEADS>
-__device__ void join_rows(const launch &launch, const range &range, int worker, int head_block,
-                          void *memory)
-{
-    for (int r = range.row_begin; r <= range.row_end;
-         r += max(1, range.row_end - range.row_begin)) {
-        segment segment(range, launch.schedule, r);
-        if (segment.split())
-            join_row<HEADS, shape<HEADS>::CONSUMERS, ALL>(launch, segment.row, r, worker,
-                                                          head_block, memory);
     }
 }
 
@@ -130,7 +111,7 @@ __global__ void __launch_bounds__(shape<HEADS>::THREADS, 1)
     using shape = decode::shape<HEADS>;
     extern __shared__ __align__(1024) unsigned char memory[];
     shared<HEADS> &shared = *(decode::shared<HEADS> *)memory;
-    int worker = blockIdx.x / launch.head_blocks, head_block = blockIdx.x % launch.head_blocks;
+    int head_block = blockIdx.x % launch.head_blocks;
 
     if (threadIdx.x == shape::CONSUMERS) {
         ptx::prefetch_map(&launch.kv);
@@ -143,14 +124,16 @@ __global__ void __launch_bounds__(shape<HEADS>::THREADS, 1)
         ptx::barrier_init(&shared.q_empty, shape::CONSUMERS / 32);
         ptx::barrier_init_fence();
     }
-    range range = launch.schedule.ranges[worker];
+    range range = launch.schedule.ranges[blockIdx.x / launch.head_blocks];
+    ptx::depend_release(); /* what is next may come in as blocks end, and waits for all of them */
     __syncthreads();
 
     if (threadIdx.x < shape::CONSUMERS) {
         if constexpr (shape::GROUPS == 2)
             ptx::registers_raise<232>();
-        consume<HEADS>(launch, range, worker, head_block, shared);
-        join_rows<HEADS>(launch, range, worker, head_block, shared.kv);
+        consume<HEADS>(launch, range, head_block, shared);
+        join_items<heads_as_columns<HEADS>, shape::CONSUMERS, ALL>(launch, range, head_block,
+                                                                   shared.kv);
     } else {
         if constexpr (shape::GROUPS == 2)
             ptx::registers_lower<40>();
@@ -158,29 +141,16 @@ __global__ void __launch_bounds__(shape<HEADS>::THREADS, 1)
             produce_kv<HEADS>(launch, range, shared);
         else if (threadIdx.x == shape::CONSUMERS + 32)
             produce_q<HEADS>(launch, range, head_block, shared);
+        else if (threadIdx.x / 32 == shape::CONSUMERS / 32 + 2)
+            count_parts<WRITTEN, shape::CONSUMERS>(launch, range, head_block);
     }
 }
 
 template <int HEADS> cudaError_t launch_sm90(const launch &launch, int blocks, cudaStream_t stream)
 {
-    constexpr int bytes = sizeof(shared<HEADS>);
-    static_assert(bytes <= SHARED_BYTES_MAX, "the ring is too long");
-    cudaError_t error = cudaFuncSetAttribute(attend_decode<HEADS>,
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error != cudaSuccess)
-        return error;
-    /* Workers of one row wait for each other: all blocks run at once or the launch fails. */
-    cudaLaunchAttribute together = {};
-    together.id = cudaLaunchAttributeCooperative;
-    together.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(shape<HEADS>::THREADS);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &together;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, attend_decode<HEADS>, launch);
+    static_assert(sizeof(shared<HEADS>) <= SHARED_BYTES_MAX, "the ring is too long");
+    return launch_together(attend_decode<HEADS>, shape<HEADS>::THREADS, sizeof(shared<HEADS>),
+                           launch, blocks, stream);
 }
 
 } // namespace decode

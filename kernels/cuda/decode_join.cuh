@@ -1,7 +1,7 @@
-/* Joins the parts of split rows: out = sum_k 2^(max_k - max) sums_k / sum_k 2^(max_k - max) sum_k.
+/* Joins the parts of split items: out = sum_k 2^(max_k - max) sums_k / sum_k 2^(max_k - max) sum_k.
  *
- * The workers of a split row do it together at their end: each leaves its part in device memory
- * and counts itself in, waits for the others, and joins its share of the row's pieces, adding
+ * The workers of a split item do it together at their end: each leaves its part in device memory
+ * and counts itself in, waits for the others, and joins its share of the item's pieces, adding
  * the parts in their order. All blocks of the launch run at once, so that nobody waits for a
  * block that has not begun. */
 #ifndef MLA_KERNELS_CUDA_DECODE_JOIN_CUH
@@ -15,25 +15,45 @@
 namespace decode
 {
 
-/* Where part k of a row lies, counted in partials. */
-__device__ __forceinline__ int64_t partial_of(const row &row, int k, const launch &launch,
+/* Where part k of an item lies, counted in partials. */
+__device__ __forceinline__ int64_t partial_of(const item &item, int k, const launch &launch,
                                               int head_block)
 {
-    return (2 * (int64_t)(row.worker + k) + (k == 0)) * launch.head_blocks + head_block;
+    return (2 * (int64_t)(item.worker + k) + (k == 0)) * launch.head_blocks + head_block;
 }
 
-/* Counts of a row's parts: one for each that is written, one more for each worker that has read
+/* Counts of an item's parts: one for each that is written, one more for each worker that has read
  * what it needs of the others'. The last of those leaves 0 for the next launch. */
-__device__ __forceinline__ uint32_t *count_of(const row &row, const launch &launch, int head_block)
+__device__ __forceinline__ uint32_t *count_of(const item &item, const launch &launch,
+                                              int head_block)
 {
-    return launch.counts + row.worker * launch.head_blocks + head_block;
+    return launch.counts + item.worker * launch.head_blocks + head_block;
 }
 
-/* By one thread, behind a barrier of all that wrote the part. */
-__device__ __forceinline__ void count_part(uint32_t *count)
+/* A part is counted by a warp that has nothing else to do, so that those that wrote it don't wait
+ * until it is in memory: they arrive at one of two named barriers, BARRIER of the worker's first
+ * item and the next of its last; each is used once. */
+template <int BARRIER, int THREADS>
+__device__ __forceinline__ void part_written(const range &range, int i)
 {
-    __threadfence();
-    atomicAdd(count, 1);
+    ptx::named_arrive(BARRIER + (i != range.item_begin), THREADS + 32);
+}
+
+template <int BARRIER, int THREADS>
+__device__ void count_parts(const launch &launch, const range &range, int head_block)
+{
+    for (int i = range.item_begin; i <= range.item_end;
+         i += max(1, range.item_end - range.item_begin)) {
+        segment segment(range, launch.schedule, i);
+        if (!segment.split())
+            continue;
+        ptx::named_sync(BARRIER + (i != range.item_begin), THREADS + 32);
+        if (threadIdx.x % 32 == 0) {
+            __threadfence();
+            atomicAdd(count_of(segment.item, launch, head_block), 1);
+        }
+        __syncwarp();
+    }
 }
 
 __device__ __forceinline__ void wait_for_parts(const uint32_t *count, int splits)
@@ -47,63 +67,134 @@ __device__ __forceinline__ void count_reader(uint32_t *count, int splits)
         *count = 0;
 }
 
-/* THREADS threads' work on one row of a block of HEADS heads, which meet at named barrier
- * BARRIER. A piece is 16 latent dimensions of 8 heads: one vector of each lane of a warp, as the
- * registers of the products lie. */
-template <int HEADS, int THREADS, int BARRIER> struct joiner {
+/* A partial is made of pieces, of which a warp reads one at a time, a vector of four values of two
+ * queries for each lane. How they lie is as the kernels' registers lie, in two ways.
+ *
+ * Where products have tokens or latent dimensions as rows and HEADS heads as columns: a piece is 16
+ * dimensions of 8 heads. */
+template <int HEADS> struct heads_as_columns {
+    static constexpr int QUERIES = HEADS;
+
+    static __device__ __forceinline__ int first_query(int piece)
+    {
+        return piece / 4 % (HEADS / 8) * 8 + threadIdx.x % 4 * 2;
+    }
+    static __device__ __forceinline__ int second_query(int piece) { return first_query(piece) + 1; }
+
+    /* sum += (vector's values, each times its query's weight). */
+    static __device__ __forceinline__ void add(float4 &sum, float first, float second, float4 v)
+    {
+        sum.x = fmaf(first, v.x, sum.x);
+        sum.y = fmaf(second, v.y, sum.y);
+        sum.z = fmaf(first, v.z, sum.z);
+        sum.w = fmaf(second, v.w, sum.w);
+    }
+
+    static __device__ __forceinline__ void write(const launch &launch, const item &item,
+                                                 int head_block, int piece, float first,
+                                                 float second, float4 sum)
+    {
+        /* Turned: a lane has two dimensions of one head, four lanes 16 bytes of it. */
+        uint32_t low = ptx::transpose_matrix(ptx::pack_bf16(sum.x * first, sum.y * second));
+        uint32_t high = ptx::transpose_matrix(ptx::pack_bf16(sum.z * first, sum.w * second));
+        int lane = threadIdx.x % 32;
+        __nv_bfloat16 *out =
+            output_of(launch, item, head_block, piece / 4 % (HEADS / 8) * 8 + lane / 4);
+        if (!out)
+            return;
+        uint32_t *to = (uint32_t *)(out + piece / (HEADS / 2) * 64 + piece % 4 * 16) + lane % 4;
+        to[0] = low;
+        to[4] = high;
+    }
+};
+
+/* Where queries are the rows: a piece is 8 dimensions of 16 queries. */
+struct queries_as_rows {
+    static constexpr int QUERIES = WIDE_QUERIES;
+
+    static __device__ __forceinline__ int first_query(int piece)
+    {
+        return piece % 4 * 16 + threadIdx.x % 32 / 4;
+    }
+    static __device__ __forceinline__ int second_query(int piece) { return first_query(piece) + 8; }
+
+    static __device__ __forceinline__ void add(float4 &sum, float first, float second, float4 v)
+    {
+        sum.x = fmaf(first, v.x, sum.x);
+        sum.y = fmaf(first, v.y, sum.y);
+        sum.z = fmaf(second, v.z, sum.z);
+        sum.w = fmaf(second, v.w, sum.w);
+    }
+
+    static __device__ __forceinline__ void write(const launch &launch, const item &item,
+                                                 int head_block, int piece, float first,
+                                                 float second, float4 sum)
+    {
+        int dimension = piece / 4 * 8 + threadIdx.x % 4 * 2;
+        __nv_bfloat16 *out = output_of(launch, item, head_block, first_query(piece));
+        if (out)
+            *(uint32_t *)(out + dimension) = ptx::pack_bf16(sum.x * first, sum.y * first);
+        out = output_of(launch, item, head_block, second_query(piece));
+        if (out)
+            *(uint32_t *)(out + dimension) = ptx::pack_bf16(sum.z * second, sum.w * second);
+    }
+};
+
+/* THREADS threads' work on one item of a block's queries, which meet at named barrier BARRIER. */
+template <class LAYOUT, int THREADS, int BARRIER> struct joiner {
+    static constexpr int QUERIES = LAYOUT::QUERIES;
     static constexpr int WARPS = THREADS / 32;
-    static constexpr int PIECES = 8 * (HEADS / 8) * 4;
+    static constexpr int PIECES = partial_vectors(QUERIES) / 32;
 
     const launch &launch;
-    const row &row;
+    const item &item;
     const int head_block;
-    float *weights; /* [splits, HEADS], shared */
-    float *slices;  /* [SLICES, HEADS], shared */
+    float *weights; /* [splits, QUERIES], shared */
+    float *slices;  /* [SLICES, QUERIES], shared */
 
-    /* A thread stays with one head, and a slice of the parts. */
-    static constexpr int SLICES = THREADS / HEADS;
+    /* A thread stays with one query, and a slice of the parts. */
+    static constexpr int SLICES = THREADS / QUERIES;
 
-    /* Each part's weight for each head, over the weights' sum. */
+    /* Each part's weight for each query, over the weights' sum. */
     __device__ void weigh_parts(float *sums)
     {
-        int head = threadIdx.x % HEADS, slice = threadIdx.x / HEADS;
+        int query = threadIdx.x % QUERIES, slice = threadIdx.x / QUERIES;
         float most = -INFINITY, sum = 0;
 #pragma unroll 8
-        for (int k = slice; k < row.splits; k += SLICES) {
-            float2 part =
-                __ldcg(launch.statistics + partial_of(row, k, launch, head_block) * HEADS + head);
-            weights[k * HEADS + head] = part.x;
-            sums[k * HEADS + head] = part.y;
+        for (int k = slice; k < item.splits; k += SLICES) {
+            float2 part = __ldcg(launch.statistics +
+                                 partial_of(item, k, launch, head_block) * QUERIES + query);
+            weights[k * QUERIES + query] = part.x;
+            sums[k * QUERIES + query] = part.y;
             most = fmaxf(most, part.x);
         }
         slices[threadIdx.x] = most;
         ptx::named_sync(BARRIER, THREADS);
 #pragma unroll
         for (int i = 0; i < SLICES; i++)
-            most = fmaxf(most, slices[i * HEADS + head]);
+            most = fmaxf(most, slices[i * QUERIES + query]);
         ptx::named_sync(BARRIER, THREADS);
 #pragma unroll 4
-        for (int k = slice; k < row.splits; k += SLICES) {
-            float weight = ptx::exp2_fast(weights[k * HEADS + head] - most);
-            weights[k * HEADS + head] = weight;
-            sum += weight * sums[k * HEADS + head];
+        for (int k = slice; k < item.splits; k += SLICES) {
+            float weight = ptx::exp2_fast(weights[k * QUERIES + query] - most);
+            weights[k * QUERIES + query] = weight;
+            sum += weight * sums[k * QUERIES + query];
         }
         slices[threadIdx.x] = sum;
         ptx::named_sync(BARRIER, THREADS);
     }
 
-    __device__ __forceinline__ float inverse_of(int head) const
+    __device__ __forceinline__ float inverse_of(int query) const
     {
         float sum = 0;
 #pragma unroll
         for (int i = 0; i < SLICES; i++)
-            sum += slices[i * HEADS + head];
+            sum += slices[i * QUERIES + query];
         return 1 / sum;
     }
 
     /* Of up to MANY pieces, piece_step apart, the weighted sums of parts part, part + part_step,
-     * ..., with MANY * DEEP loads in flight. x, y are of a lane's two heads at dimension lane / 4,
-     * z, w at that + 8. */
+     * ..., with MANY * DEEP loads in flight. */
     template <int MANY, int DEEP>
     __device__ __forceinline__ void add_parts(float4 (&sum)[MANY], int piece, int piece_step,
                                               int part, int part_step)
@@ -112,18 +203,18 @@ template <int HEADS, int THREADS, int BARRIER> struct joiner {
 #pragma unroll
         for (int m = 0; m < MANY; m++)
             sum[m] = make_float4(0, 0, 0, 0);
-        for (; part < row.splits; part += DEEP * part_step) {
+        for (; part < item.splits; part += DEEP * part_step) {
             float4 loaded[DEEP][MANY];
 #pragma unroll
             for (int i = 0; i < DEEP; i++) {
                 int k = part + i * part_step;
                 const float4 *from =
                     launch.partial + lane +
-                    partial_of(row, k, launch, head_block) * partial_vectors(HEADS);
+                    partial_of(item, k, launch, head_block) * partial_vectors(QUERIES);
 #pragma unroll
                 for (int m = 0; m < MANY; m++) {
                     int p = piece + m * piece_step;
-                    if (k < row.splits && p < PIECES)
+                    if (k < item.splits && p < PIECES)
                         loaded[i][m] = __ldcg(from + p * 32);
                 }
             }
@@ -133,57 +224,43 @@ template <int HEADS, int THREADS, int BARRIER> struct joiner {
 #pragma unroll
                 for (int m = 0; m < MANY; m++) {
                     int p = piece + m * piece_step;
-                    if (k < row.splits && p < PIECES) {
-                        int head = p / 4 % (HEADS / 8) * 8 + lane % 4 * 2;
-                        float2 weight = *(float2 *)(weights + k * HEADS + head);
-                        sum[m].x = fmaf(weight.x, loaded[i][m].x, sum[m].x);
-                        sum[m].y = fmaf(weight.y, loaded[i][m].y, sum[m].y);
-                        sum[m].z = fmaf(weight.x, loaded[i][m].z, sum[m].z);
-                        sum[m].w = fmaf(weight.y, loaded[i][m].w, sum[m].w);
+                    if (k < item.splits && p < PIECES) {
+                        const float *weight = weights + k * QUERIES;
+                        LAYOUT::add(sum[m], weight[LAYOUT::first_query(p)],
+                                    weight[LAYOUT::second_query(p)], loaded[i][m]);
                     }
                 }
             }
         }
     }
 
-    __device__ __forceinline__ void write_piece(__nv_bfloat16 *out, int piece, float4 sum)
+    __device__ __forceinline__ void write_piece(int piece, float4 sum)
     {
-        int lane = threadIdx.x % 32, first_head = piece / 4 % (HEADS / 8) * 8;
-        float even = inverse_of(first_head + lane % 4 * 2);
-        float odd = inverse_of(first_head + lane % 4 * 2 + 1);
-        /* Turned: a lane has two dimensions of one head, four lanes 16 bytes of it. */
-        uint32_t low = ptx::transpose_matrix(ptx::pack_bf16(sum.x * even, sum.y * odd));
-        uint32_t high = ptx::transpose_matrix(ptx::pack_bf16(sum.z * even, sum.w * odd));
-        int head = head_block * HEADS + first_head + lane / 4;
-        int dimension = piece / (HEADS / 2) * 64 + piece % 4 * 16;
-        if (head >= launch.heads)
-            return;
-        uint32_t *to = (uint32_t *)(out + head * launch.out_head_stride + dimension) + lane % 4;
-        to[0] = low;
-        to[4] = high;
+        LAYOUT::write(launch, item, head_block, piece, inverse_of(LAYOUT::first_query(piece)),
+                      inverse_of(LAYOUT::second_query(piece)), sum);
     }
 
     /* Pieces for each warp: its own, all parts of them. */
-    template <int MANY, int DEEP> __device__ void join_by_warps(__nv_bfloat16 *out, int mine)
+    template <int MANY, int DEEP> __device__ void join_by_warps(int mine)
     {
-        int step = row.splits * WARPS, warp = threadIdx.x / 32;
+        int step = item.splits * WARPS, warp = threadIdx.x / 32;
         for (int piece = mine * WARPS + warp; piece < PIECES; piece += MANY * step) {
             float4 sum[MANY];
             add_parts<MANY, DEEP>(sum, piece, step, 0, 1);
 #pragma unroll
             for (int m = 0; m < MANY; m++) {
                 if (piece + m * step < PIECES)
-                    write_piece(out, piece + m * step, sum[m]);
+                    write_piece(piece + m * step, sum[m]);
             }
         }
     }
 
     /* Fewer pieces than warps: a worker's warps share out the parts of a piece. `sums`: shared,
      * [WARPS, 32]. */
-    __device__ void join_by_parts(__nv_bfloat16 *out, int mine, float4 *sums)
+    __device__ void join_by_parts(int mine, float4 *sums)
     {
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        for (int piece = mine; piece < PIECES; piece += row.splits) {
+        for (int piece = mine; piece < PIECES; piece += item.splits) {
             float4 sum[1];
             add_parts<1, 16>(sum, piece, 0, warp, WARPS);
             sums[warp * 32 + lane] = sum[0];
@@ -197,39 +274,52 @@ template <int HEADS, int THREADS, int BARRIER> struct joiner {
                     sum[0].z += other.z;
                     sum[0].w += other.w;
                 }
-                write_piece(out, piece, sum[0]);
+                write_piece(piece, sum[0]);
             }
             ptx::named_sync(BARRIER, THREADS);
         }
     }
 };
 
-/* memory: shared, THREADS * 20 + splits * HEADS * 8 bytes, aligned to 16. */
-template <int HEADS, int THREADS, int BARRIER>
-__device__ void join_row(const launch &launch, const row &row, int index, int worker,
-                         int head_block, void *memory)
+/* memory: shared, THREADS * 20 + splits * QUERIES * 8 bytes, aligned to 16. */
+template <class LAYOUT, int THREADS, int BARRIER>
+__device__ void join_item(const launch &launch, const item &item, int worker, int head_block,
+                          void *memory)
 {
     float4 *sums = (float4 *)memory;
     float *slices = (float *)(sums + THREADS), *weights = slices + THREADS;
-    joiner<HEADS, THREADS, BARRIER> joiner = {launch, row, head_block, weights, slices};
-    __nv_bfloat16 *out = launch.out + index * launch.out_row_stride;
-    uint32_t *count = count_of(row, launch, head_block);
-    int mine = worker - row.worker;
+    joiner<LAYOUT, THREADS, BARRIER> joiner = {launch, item, head_block, weights, slices};
+    uint32_t *count = count_of(item, launch, head_block);
+    int mine = worker - item.worker;
 
     if (threadIdx.x == 0)
-        wait_for_parts(count, row.splits);
+        wait_for_parts(count, item.splits);
     ptx::named_sync(BARRIER, THREADS);
-    joiner.weigh_parts(weights + row.splits * HEADS);
-    int pieces_each = joiner.PIECES / joiner.WARPS / row.splits;
+    joiner.weigh_parts(weights + item.splits * LAYOUT::QUERIES);
+    int pieces_each = joiner.PIECES / joiner.WARPS / item.splits;
     if (pieces_each > 2)
-        joiner.template join_by_warps<8, 2>(out, mine);
+        joiner.template join_by_warps<8, 2>(mine);
     else if (pieces_each > 0)
-        joiner.template join_by_warps<1, 16>(out, mine);
+        joiner.template join_by_warps<1, 16>(mine);
     else
-        joiner.join_by_parts(out, mine, sums);
+        joiner.join_by_parts(mine, sums);
     ptx::named_sync(BARRIER, THREADS);
     if (threadIdx.x == 0)
-        count_reader(count, row.splits);
+        count_reader(count, item.splits);
+}
+
+/* All that a worker shares with others: only the first and the last item of a range can be split.
+ */
+template <class LAYOUT, int THREADS, int BARRIER>
+__device__ void join_items(const launch &launch, const range &range, int head_block, void *memory)
+{
+    for (int i = range.item_begin; i <= range.item_end;
+         i += max(1, range.item_end - range.item_begin)) {
+        segment segment(range, launch.schedule, i);
+        if (segment.split())
+            join_item<LAYOUT, THREADS, BARRIER>(launch, segment.item, range.worker, head_block,
+                                                memory);
+    }
 }
 
 } // namespace decode

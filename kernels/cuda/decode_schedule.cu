@@ -7,13 +7,13 @@ namespace
 using namespace decode;
 
 constexpr int THREADS = 1024;
-/* What beginning a row costs, in tiles: its queries, its output, its share in joining. */
-constexpr int ROW_COST = 3;
+/* What beginning an item costs, in tiles: its queries, its output, its share in joining. */
+constexpr int ITEM_COST = 3;
 
 struct arguments {
     schedule to;
     const int32_t *table, *row_first, *kv_length;
-    int sequences, rows_max, workers;
+    int sequences, rows_each, workers;
 };
 
 /* The sum of `value` over the threads before this one; `total` gets that over all. */
@@ -39,16 +39,16 @@ __device__ int scan(int value, int *sums, int *total)
     return warps_before + inclusive - value;
 }
 
-/* A division of all tiles among workers. A row costs its tiles, and row_cost for its beginning;
+/* A division of all tiles among workers. An item costs its tiles, and item_cost for its beginning;
  * worker w's range of costs begins at w * total / workers, rounded down. */
 struct division {
-    const int32_t *tiles_before; /* of each row */
-    int rows, row_cost;
+    const int32_t *tiles_before; /* of each item */
+    int items, item_cost;
     int64_t total, workers;
 
-    __device__ int64_t cost_before(int row) const
+    __device__ int64_t cost_before(int item) const
     {
-        return tiles_before[row] + (int64_t)row * row_cost;
+        return tiles_before[item] + (int64_t)item * item_cost;
     }
 
     __device__ int worker_at(int64_t cost) const
@@ -56,10 +56,10 @@ struct division {
         return (int)(((cost + 1) * workers - 1) / total);
     }
 
-    /* The last row whose costs begin at or before `cost`. */
-    __device__ int row_at(int64_t cost) const
+    /* The last item whose costs begin at or before `cost`. */
+    __device__ int item_at(int64_t cost) const
     {
-        int low = 0, high = rows - 1;
+        int low = 0, high = items - 1;
         while (low < high) {
             int middle = (low + high + 1) / 2;
             if (cost_before(middle) <= cost)
@@ -71,74 +71,97 @@ struct division {
     }
 
     /* The tile that is next where a worker's costs begin. */
-    __device__ void begin_of(int worker, int32_t *row, int32_t *tile) const
+    __device__ void begin_of(int worker, int32_t *item, int32_t *tile) const
     {
         int64_t cost = worker * total / workers;
-        *row = row_at(cost);
-        int64_t behind = cost - cost_before(*row) - row_cost;
+        *item = item_at(cost);
+        int64_t behind = cost - cost_before(*item) - item_cost;
         *tile = behind > 0 ? (int32_t)behind : 0;
     }
 
-    __device__ int tiles_in(int row) const { return tiles_before[row + 1] - tiles_before[row]; }
+    __device__ int tiles_in(int item) const { return tiles_before[item + 1] - tiles_before[item]; }
 
     __device__ range range_of(int worker) const
     {
         range range = {};
-        begin_of(worker, &range.row_begin, &range.tile_begin);
-        begin_of(worker + 1, &range.row_end, &range.tile_end);
-        if (range.tile_end == 0 && range.row_end > range.row_begin) {
-            range.row_end--;
-            range.tile_end = tiles_in(range.row_end);
+        begin_of(worker, &range.item_begin, &range.tile_begin);
+        begin_of(worker + 1, &range.item_end, &range.tile_end);
+        if (range.tile_end == 0 && range.item_end > range.item_begin) {
+            range.item_end--;
+            range.tile_end = tiles_in(range.item_end);
         }
         return range;
     }
 };
 
-__device__ void find_rows(const arguments &arguments, int rows)
+/* Of the ranges of `workers`, which one block w takes. A list of the nth items of all sequences is
+ * about as long as the list of their first items. */
+__device__ int worker_of(int w, int workers, int per_sequence)
 {
-    for (int s = threadIdx.x; s < arguments.sequences; s += THREADS) {
-        int first = arguments.row_first[s], end = arguments.row_first[s + 1];
-        for (int r = first; r < end; r++) {
-            int length = arguments.kv_length[s] - (end - 1 - r);
-            arguments.to.rows[r] = {length > 1 ? length : 1, arguments.table[s], 0, 0};
+    int each = workers / per_sequence;
+    return w < each * per_sequence ? w % per_sequence * each + w / per_sequence : w;
+}
+
+/* Fills `items`; returns how many, and how many a sequence has at most. */
+__device__ int find_items(const arguments &arguments, int *sums, int *per_sequence)
+{
+    int found = 0;
+    bool more = true;
+    *per_sequence = 0;
+    for (int begin = 0; more; begin += arguments.rows_each) { /* the items' first row */
+        more = false;
+        ++*per_sequence;
+        for (int s0 = 0; s0 < arguments.sequences; s0 += THREADS) {
+            int s = s0 + threadIdx.x, total;
+            int first = s < arguments.sequences ? arguments.row_first[s] : 0;
+            int rows = s < arguments.sequences ? arguments.row_first[s + 1] - first : 0;
+            int here = found + scan(rows > begin, sums, &total);
+            if (rows > begin) {
+                int end = min(rows, begin + arguments.rows_each);
+                int length = arguments.kv_length[s] - (rows - end);
+                arguments.to.items[here] = {max(length, 1), arguments.table[s], 0, 0,
+                                            first + begin,  end - begin,        {}};
+            }
+            found += total;
+            more |= rows > begin + arguments.rows_each;
         }
+        more = __syncthreads_or(more);
     }
-    for (int r = rows + threadIdx.x; r < arguments.rows_max; r += THREADS)
-        arguments.to.rows[r] = {0, 0, 0, 0};
+    return found;
 }
 
 /* Fills `tiles_before`; returns the sum. */
-__device__ int sum_tiles(const arguments &arguments, int rows, int *sums)
+__device__ int sum_tiles(const arguments &arguments, int items, int *sums)
 {
     int before = 0;
-    for (int first = 0; first < rows; first += THREADS) {
+    for (int first = 0; first < items; first += THREADS) {
         int r = first + threadIdx.x, total;
-        int tiles = r < rows ? (int)tiles_of(arguments.to.rows[r].length) : 0;
+        int tiles = r < items ? (int)tiles_of(arguments.to.items[r].length) : 0;
         int here = before + scan(tiles, sums, &total);
-        if (r < rows)
+        if (r < items)
             arguments.to.tiles_before[r] = here;
         before += total;
     }
     if (threadIdx.x == 0)
-        arguments.to.tiles_before[rows] = before;
+        arguments.to.tiles_before[items] = before;
     return before;
 }
 
-/* Whether a worker has a part of a row beside another row. */
+/* Whether a worker has a part of an item beside another item. */
 __device__ bool is_mixed(const division &division, int worker)
 {
     range range = division.range_of(worker);
-    return range.row_begin < range.row_end &&
-           (range.tile_begin > 0 || range.tile_end < division.tiles_in(range.row_end));
+    return range.item_begin < range.item_end &&
+           (range.tile_begin > 0 || range.tile_end < division.tiles_in(range.item_end));
 }
 
-/* With a cost of at least 1 for each, no worker between two parts of a row has none. All of them
- * get something, or a few less where that leaves each with whole rows or a part of one: each
- * begins the same number of rows or none is split, so that only tiles count. */
+/* With a cost of at least 1 for each, no worker between two parts of an item has none. All of them
+ * get something, or a few less where that leaves each with whole items or a part of one: each
+ * begins the same number of items or none is split, so that only tiles count. */
 __device__ void divide(division *division, int tiles, int workers)
 {
     int most = min(tiles, workers);
-    division->row_cost = 0;
+    division->item_cost = 0;
     division->total = tiles;
     for (int fewer = 0; fewer <= most / 16; fewer++) {
         division->workers = most - fewer;
@@ -148,34 +171,36 @@ __device__ void divide(division *division, int tiles, int workers)
         if (!__syncthreads_or(mixed))
             return;
     }
-    division->row_cost = ROW_COST;
-    division->total = tiles + (int64_t)division->rows * ROW_COST;
+    division->item_cost = ITEM_COST;
+    division->total = tiles + (int64_t)division->items * ITEM_COST;
     division->workers = min(division->total, (int64_t)workers);
 }
 
-__global__ void __launch_bounds__(THREADS) schedule_rows(const arguments arguments)
+__global__ void __launch_bounds__(THREADS) schedule_items(const arguments arguments)
 {
     __shared__ int sums[THREADS / 32];
-    int rows = arguments.row_first[arguments.sequences];
-    division division = {arguments.to.tiles_before, rows, 0, 0, 0};
-    find_rows(arguments, rows);
+    int per_sequence;
+    int items = find_items(arguments, sums, &per_sequence);
+    division division = {arguments.to.tiles_before, items, 0, 0, 0};
     __syncthreads();
-    int tiles = sum_tiles(arguments, rows, sums);
+    int tiles = sum_tiles(arguments, items, sums);
     __syncthreads();
     divide(&division, tiles, arguments.workers);
 
-    for (int r = threadIdx.x; r < rows; r += THREADS) {
-        int first = division.worker_at(division.cost_before(r) + division.row_cost);
+    for (int r = threadIdx.x; r < items; r += THREADS) {
+        int first = division.worker_at(division.cost_before(r) + division.item_cost);
         int last = division.worker_at(division.cost_before(r + 1) - 1);
-        arguments.to.rows[r].worker = first;
-        arguments.to.rows[r].splits = last - first + 1;
+        arguments.to.items[r].worker = first;
+        arguments.to.items[r].splits = last - first + 1;
     }
     __syncthreads();
     for (int w = threadIdx.x; w < arguments.workers; w += THREADS) {
-        range range = {0, 0, -1, 0, {}};
+        range range = {0, 0, -1, 0, {}, 0, {}};
         if (w < division.workers) {
-            range = division.range_of(w);
-            range.first = arguments.to.rows[range.row_begin];
+            int worker = worker_of(w, (int)division.workers, per_sequence);
+            range = division.range_of(worker);
+            range.worker = worker;
+            range.first = arguments.to.items[range.item_begin];
         }
         arguments.to.ranges[w] = range;
     }
@@ -194,13 +219,14 @@ extern "C" cudaError_t mla_cuda_decode_schedule(const struct mla_cuda_decode *de
                                                 void *schedule, cudaStream_t stream)
 {
     arguments arguments = {};
-    arguments.workers = workers(decode->multiprocessors, attend->heads);
+    blocking blocking = blocking_of(attend);
+    arguments.rows_each = blocking.rows;
+    arguments.workers = workers(decode->multiprocessors, blocking);
     schedule_layout(schedule, arguments.workers, attend->rows_max, &arguments.to);
     arguments.table = attend->kv.table;
     arguments.row_first = attend->kv.row_first;
     arguments.kv_length = attend->kv.kv_length;
     arguments.sequences = (int)attend->kv.sequences;
-    arguments.rows_max = (int)attend->rows_max;
-    schedule_rows<<<1, THREADS, 0, stream>>>(arguments);
+    schedule_items<<<1, THREADS, 0, stream>>>(arguments);
     return cudaGetLastError();
 }

@@ -175,6 +175,14 @@ __device__ __forceinline__ void store_matrices_transposed(uint32_t to, uint32_t 
                  : "memory");
 }
 
+/* The same, each matrix as it is: the thread names (for matrix t / 8) where row t % 8 goes. */
+__device__ __forceinline__ void store_matrices(uint32_t to, const uint32_t *from)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                 "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+                 : "memory");
+}
+
 /* Of an 8x8 matrix of 16-bit values, as above, its transpose in the same form. */
 __device__ __forceinline__ uint32_t transpose_matrix(uint32_t matrix)
 {

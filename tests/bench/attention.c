@@ -131,6 +131,7 @@ static enum mla_status make_problem(struct problem *p, struct mla_backend *backe
                                                   .tables = p->tables,
                                                   .table_stride = stride,
                                                   .sequences = shape->first,
+                                                  .tokens_max = o->rows,
                                                   .table = p->table,
                                                   .row_first = p->row_first,
                                                   .kv_length = p->kv_length},

@@ -25,6 +25,7 @@ struct mla_decode_setup {
     int32_t table[MLA_DECODE_SEQUENCES_MAX], row_first[MLA_DECODE_SEQUENCES_MAX + 1];
     struct mla_attend_decode attend;
     void *schedule;
+    double *slack; /* as `out`: how many roundings of 1 a value may be off */
 };
 
 /* Pages are given out in a random order; what is beyond a length is NaN, what is beyond a table
@@ -34,8 +35,8 @@ void mla_decode_make(struct mla_decode_setup *setup, struct mla_device *device,
 void mla_decode_fini(struct mla_decode_setup *setup);
 /* Makes the schedule, then attends. */
 void mla_decode_run(struct mla_decode_setup *setup, struct mla_device *device);
-/* As mla_wanted; the caller frees it. */
-double *mla_decode_wanted(const struct mla_decode_setup *setup);
+/* As mla_wanted; the caller frees it. Finds slack, too. */
+double *mla_decode_wanted(struct mla_decode_setup *setup);
 void mla_decode_expect(struct mla_decode_setup *setup, struct mla_device *device,
                        const double *want, const char *what);
 /* All of these. */

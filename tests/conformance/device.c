@@ -214,3 +214,21 @@ void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const
                       "%s[%ld]: %.9g for %.9g", what, (long)i, (double)got->host[i], want[i]);
     }
 }
+
+void mla_expect_near(struct mla_device *device, struct mla_tensor *got, const double *want,
+                     const double *slack, int64_t k, const char *what)
+{
+    const double sums = 1e-6 * sqrt((double)k), rounding = got->dtype == MLA_BF16 ? 0x1p-8 : 0;
+    mla_tensor_download(device, got);
+    for (int64_t i = 0; i < got->count; i++) {
+        double have = (double)got->host[i];
+        cr_assert_eq(kind(have), kind(want[i]), "%s[%ld]: %g instead of %g", what, (long)i, have,
+                     want[i]);
+        if (kind(want[i]) != 0)
+            continue;
+        /* Of the sums, what slack says they are made of counts as well: they may cancel out. */
+        double most = (sums + rounding) * (fabs(want[i]) + slack[i]);
+        cr_assert_leq(fabs(have - want[i]), most, "%s[%ld]: %.9g for %.9g", what, (long)i, have,
+                      want[i]);
+    }
+}

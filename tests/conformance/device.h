@@ -61,6 +61,11 @@ void mla_expect(struct mla_device *device, struct mla_tensor *got, const double 
  * magnitude. Those of several stages are independent. */
 void mla_expect_rounded(struct mla_device *device, struct mla_tensor *got, const double *want,
                         int64_t k, int64_t row, int roundings, const char *what);
+/* Each value of `got` is of the same kind (number, NaN, infinity) as the wanted one, and at most
+ * 1e-6 sqrt(k) times it, a rounding to the dtype, and slack[i] roundings of 1 away from it: what
+ * was rounded on the way. */
+void mla_expect_near(struct mla_device *device, struct mla_tensor *got, const double *want,
+                     const double *slack, int64_t k, const char *what);
 
 void mla_device_synchronize(struct mla_device *device);
 

@@ -168,6 +168,79 @@ Test(decode, model_schedules)
     mla_each_device(model_schedules);
 }
 
+/* Several rows of a sequence together, of lengths that end around a tile's end; a long sequence,
+ * which many share; more items than multiprocessors; bits that stay the same. */
+static void draft_tokens(struct mla_device *device)
+{
+    static const int64_t heads[] = {16, 24, 32, 64, 100, 128};
+    struct mla_decode_case c = {.latent = 512,
+                                .rope = 64,
+                                .dtype = MLA_BF16,
+                                .sequences = 9,
+                                .rows = {4, 3, 2, 4, 4, 1, 6, 4, 2},
+                                .kv_length = {4, 66, 65, 130, 191, 64, 70, 2500, 1100},
+                                .packed = true};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
+        c.heads = heads[i];
+        mla_decode_check(device, &c);
+    }
+    const struct mla_decode_case poisoned = {.heads = 16,
+                                             .latent = 512,
+                                             .rope = 64,
+                                             .dtype = MLA_BF16,
+                                             .sequences = 2,
+                                             .rows = {4, 2},
+                                             .kv_length = {130, 128},
+                                             .poison = true,
+                                             .packed = true};
+    mla_decode_check(device, &poisoned);
+    c.heads = 64;
+    c.sequences = 150;
+    for (int s = 0; s < c.sequences; s++) {
+        c.rows[s] = 1 + s % 2;
+        c.kv_length[s] = 2 + s * 37 % 300;
+    }
+    mla_decode_check(device, &c);
+}
+
+Test(decode, draft_tokens)
+{
+    mla_each_device(draft_tokens);
+}
+
+/* Replays of one schedule give the same bits, whoever of the workers comes first. */
+static void same_bits(struct mla_device *device)
+{
+    static const struct mla_decode_case c = {.heads = 128,
+                                             .latent = 512,
+                                             .rope = 64,
+                                             .dtype = MLA_BF16,
+                                             .sequences = 3,
+                                             .rows = {1, 2, 1},
+                                             .kv_length = {3000, 1030, 5},
+                                             .packed = true};
+    struct mla_decode_setup setup;
+    mla_decode_make(&setup, device, &c);
+    mla_decode_run(&setup, device);
+    mla_tensor_download(device, &setup.out);
+    size_t bytes = (size_t)setup.out.count * sizeof(float);
+    float *first = malloc(bytes);
+    cr_assert_not_null(first);
+    memcpy(first, setup.out.host, bytes);
+    for (int i = 0; i < 5; i++) {
+        mla_decode_run(&setup, device);
+        mla_tensor_download(device, &setup.out);
+        cr_assert(memcmp((char *)first, (char *)setup.out.host, bytes) == 0);
+    }
+    free(first);
+    mla_decode_fini(&setup);
+}
+
+Test(decode, same_bits)
+{
+    mla_each_device(same_bits);
+}
+
 /* No sequences at all: nothing is written. */
 static void empty(struct mla_device *device)
 {

@@ -61,6 +61,7 @@ static void adopt(uint32_t count)
     RANDOM(adopt.steps);
     RANDOM(adopt.step_tokens_max);
     RANDOM(adopt.prefill_tokens_max);
+    RANDOM(adopt.decode_tokens_max);
     RANDOM(adopt.credits);
     RANDOM(adopt.heartbeat_ms);
     RANDOM(adopt.silence_ms);
