@@ -24,7 +24,8 @@ struct mla_backend;
 /* Where an operation may write a KV row. */
 #define MLA_SLOT_NONE (-1) /* a padding row: nothing is written */
 
-/* C = A op(B) + bias, `batch` times (MLA's absorb and W_UV are one product per head).
+/* C = A op(B) + bias, `batch` times (MLA's absorb and W_UV are one product per head). B and the
+ * bias are weights: nothing that is still queued writes them.
  * A [m, k], B [n, k] when b_transposed (a checkpoint's weight: y = x W^T) else [k, n], C [m, n],
  * all activation dtype; bias [n] or NULL. Strides between batches may be 0 for A and B.
  * m may be 0. */
@@ -40,9 +41,18 @@ struct mla_gemm {
     const void *bias;
 };
 
+/* One layer's pages: [blocks, MLA_BLOCK_TOKENS, latent + rope] of `dtype`. */
+struct mla_kv_pool {
+    void *rows;
+    enum mla_dtype dtype;
+    int64_t latent, rope; /* kv_lora_rank, qk_rope_head_dim */
+};
+
 /* What is kept of new rows, in place: RMSNorm of the query's latent and of the key-value latent,
  * x <- x / sqrt(mean(x^2) + eps) * weight, and RoPE of the key's rope part (DeepSeek-V2, 2.1).
- * All parts of a row have the same stride. */
+ * All parts of a row have the same stride. The norms' weights are nothing that is still queued
+ * writes. With `slots` also what kv_write does with the finished ckv and kpe, to the same bits:
+ * a pool of f32, too, has values that were rounded to the activation dtype. */
 struct mla_latents {
     int64_t rows, stride;
     void *cq; /* [rows, q_lora], or NULL for a model without */
@@ -55,6 +65,8 @@ struct mla_latents {
     const int32_t *positions; /* [rows] */
     const float *table;       /* as mla_rope's */
     bool interleaved;
+    const int64_t *slots;    /* [rows], or NULL */
+    struct mla_kv_pool pool; /* of the same latent and rope */
 };
 
 /* dst[row, head, :] = rotation of src[row, head, :] by table[position[row]]. dst may be src.
@@ -80,13 +92,6 @@ struct mla_copy {
     void *dst;
     int64_t dst_stride;
     enum mla_dtype dst_dtype;
-};
-
-/* One layer's pages: [blocks, MLA_BLOCK_TOKENS, latent + rope] of `dtype`. */
-struct mla_kv_pool {
-    void *rows;
-    enum mla_dtype dtype;
-    int64_t latent, rope; /* kv_lora_rank, qk_rope_head_dim */
 };
 
 /* Sequences of one microbatch. The block table of sequence s is

@@ -31,13 +31,15 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
     size_t expanded_rows = rows_max > chunk_rows ? rows : (size_t)chunk_rows;
     size_t heads = shard->heads;
     size_t element = mla_dtype_bytes(backend->activation);
+    bool joined = mla_q_joined(c, shard->ranks);
+    size_t q_values = joined ? 0 : heads * (c->nope + c->rope);
     void *lse = NULL;
     void *chunk_lse = NULL;
     const struct {
         void **at;
         size_t bytes;
     } buffers[] = {
-        {&layer->q, rows * heads * (c->nope + c->rope) * element},
+        {&layer->q, rows * q_values * element},
         {&layer->absorbed, decode_rows * heads * (c->latent + c->rope) * element},
         {&layer->o_latent, decode_rows * heads * c->latent * element},
         {&layer->expanded, expanded_rows * heads * (c->nope + c->v) * element},
@@ -55,7 +57,7 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
     layer->chunk_lse = chunk_lse;
     if (status == MLA_OK)
         status = collective->ops->alloc(
-            collective, rows * (mla_q_input(c) + c->latent + c->rope) * element, &layer->latents);
+            collective, rows * mla_latent_row(c, shard->ranks) * element, &layer->latents);
     if (status == MLA_OK)
         status = collective->ops->alloc(collective, rows * c->hidden * element, &layer->partial);
     if (status != MLA_OK)
@@ -81,9 +83,39 @@ static void *element(const struct mla_layer *layer, void *base, int64_t at)
     return (char *)base + at * (int64_t)mla_dtype_bytes(layer->backend->activation);
 }
 
-static int64_t latent_row(const struct mla_config *c)
+/* A row of `latents`, and where in it ckv begins. */
+static int64_t latent_row(const struct mla_layer *layer)
 {
-    return (int64_t)mla_q_input(c) + c->latent + c->rope;
+    return mla_latent_row(&layer->shard->config, layer->shard->ranks);
+}
+
+static int64_t ckv_at(const struct mla_layer *layer)
+{
+    const struct mla_config *c = &layer->shard->config;
+    return latent_row(layer) - c->latent - c->rope;
+}
+
+static bool q_joined(const struct mla_layer *layer)
+{
+    return mla_q_joined(&layer->shard->config, layer->shard->ranks);
+}
+
+/* q, and the distance of its rows. */
+static void *q_of(const struct mla_layer *layer)
+{
+    return q_joined(layer) ? layer->latents : layer->q;
+}
+
+static int64_t q_row(const struct mla_layer *layer)
+{
+    const struct mla_config *c = &layer->shard->config;
+    return q_joined(layer) ? latent_row(layer) : (int64_t)layer->shard->heads * (c->nope + c->rope);
+}
+
+/* Whether the rows are all this rank's own, so that nothing is gathered before they are kept. */
+static bool alone(const struct mla_layer *layer)
+{
+    return layer->shard->ranks == 1;
 }
 
 /* y = x W^T (+ bias): the products of the checkpoint's matrices. */
@@ -104,18 +136,19 @@ static struct mla_gemm linear(int64_t m, int64_t n, int64_t k, const void *x, in
                              .bias = bias};
 }
 
-/* Own rows: [cq | ckv | kpe] = x [W_qa | W_kva]^T, norms, RoPE; without a q_lora_rank x stands in
- * for cq, as it is gathered along. */
-static enum mla_status project_down(struct mla_layer *layer, const struct mla_layer_weights *w,
+/* Own rows: [cq | ckv | kpe] = x [W_qa | W_kva]^T, norms, RoPE. Without a q_lora_rank q itself is
+ * there in place of cq, or else x, to be gathered along. Rows that are all own are kept at once. */
+static enum mla_status project_down(struct mla_layer *layer, uint32_t index,
+                                    const struct mla_layer_weights *w,
                                     const struct mla_microbatch *mb, const void *x)
 {
     const struct mla_config *c = &layer->shard->config;
     struct mla_backend *backend = layer->backend;
-    int64_t width = latent_row(c);
+    int64_t width = latent_row(layer);
     int64_t rows = mb->padded / layer->shard->ranks;
     int64_t first = rows * layer->shard->rank;
     void *own = element(layer, layer->latents, first * width);
-    void *ckv = element(layer, own, mla_q_input(c));
+    void *ckv = element(layer, own, ckv_at(layer));
     struct mla_latents latents = {.rows = rows,
                                   .stride = width,
                                   .ckv = ckv,
@@ -126,12 +159,18 @@ static enum mla_status project_down(struct mla_layer *layer, const struct mla_la
                                   .positions = mb->positions + first,
                                   .table = layer->shard->rope_table,
                                   .interleaved = c->rope_config.interleaved};
+    if (alone(layer)) {
+        latents.slots = mb->slots;
+        latents.pool = mla_kvcache_pool(layer->cache, index);
+    }
     if (c->q_lora) {
-        struct mla_gemm down =
-            linear(rows, width, c->hidden, x, c->hidden, w->a, w->a_bias, own, width);
         latents.cq = own;
         latents.q_lora = c->q_lora;
         latents.q_norm = w->q_norm;
+    }
+    if (c->q_lora || q_joined(layer)) {
+        struct mla_gemm down =
+            linear(rows, width, c->hidden, x, c->hidden, w->a, w->a_bias, own, width);
         TRY(backend->ops->gemm(backend, &down));
     } else {
         struct mla_gemm down =
@@ -152,7 +191,7 @@ static enum mla_status project_down(struct mla_layer *layer, const struct mla_la
 
 /* RoPE of q_pe, from q to where attention reads it. */
 static enum mla_status rotate_q(struct mla_layer *layer, const struct mla_microbatch *mb, void *dst,
-                                int64_t dst_head_stride)
+                                int64_t dst_row_stride, int64_t dst_head_stride)
 {
     const struct mla_config *c = &layer->shard->config;
     int64_t heads = layer->shard->heads;
@@ -160,11 +199,11 @@ static enum mla_status rotate_q(struct mla_layer *layer, const struct mla_microb
     struct mla_rope rope = {.rows = mb->padded,
                             .heads = heads,
                             .dim = c->rope,
-                            .src = element(layer, layer->q, c->nope),
-                            .src_row_stride = heads * q_head,
+                            .src = element(layer, q_of(layer), c->nope),
+                            .src_row_stride = q_row(layer),
                             .src_head_stride = q_head,
                             .dst = dst,
-                            .dst_row_stride = heads * dst_head_stride,
+                            .dst_row_stride = dst_row_stride,
                             .dst_head_stride = dst_head_stride,
                             .positions = mb->positions,
                             .table = layer->shard->rope_table,
@@ -172,7 +211,8 @@ static enum mla_status rotate_q(struct mla_layer *layer, const struct mla_microb
     return layer->backend->ops->rope(layer->backend, &rope);
 }
 
-/* Absorbed form: q_lat = q_nope W_UK, attention over the latent cache, o = o_lat W_UV. */
+/* Absorbed form: q_lat = q_nope W_UK, attention over the latent cache, o = o_lat W_UV. RoPE comes
+ * first: W_UK can be on its way while it runs. */
 static enum mla_status attend_decode(struct mla_layer *layer, uint32_t index,
                                      const struct mla_layer_weights *w,
                                      const struct mla_microbatch *mb)
@@ -187,8 +227,8 @@ static enum mla_status attend_decode(struct mla_layer *layer, uint32_t index,
                               .n = c->latent,
                               .k = c->nope,
                               .batch = heads,
-                              .a = layer->q,
-                              .lda = heads * q_head,
+                              .a = q_of(layer),
+                              .lda = q_row(layer),
                               .a_stride = q_head,
                               .b = w->kv_b,
                               .ldb = c->latent,
@@ -221,8 +261,8 @@ static enum mla_status attend_decode(struct mla_layer *layer, uint32_t index,
                           .c = layer->heads_out,
                           .ldc = heads * c->v,
                           .c_stride = c->v};
+    TRY(rotate_q(layer, mb, element(layer, layer->absorbed, c->latent), heads * width, width));
     TRY(backend->ops->gemm(backend, &absorb));
-    TRY(rotate_q(layer, mb, element(layer, layer->absorbed, c->latent), width));
     TRY(backend->ops->attend_decode(backend, &attend));
     return backend->ops->gemm(backend, &up);
 }
@@ -253,8 +293,8 @@ static struct mla_attend_prefill over_expanded(const struct mla_layer *layer,
                                        .rows = mb->rows,
                                        .rows_max = mb->rows_max,
                                        .row_first = mb->row_first,
-                                       .q = layer->q,
-                                       .q_row_stride = heads * q_head,
+                                       .q = q_of(layer),
+                                       .q_row_stride = q_row(layer),
                                        .q_head_stride = q_head,
                                        .k_nope = layer->expanded,
                                        .k_row_stride = heads * kv_head,
@@ -311,8 +351,8 @@ static enum mla_status attend_prefill(struct mla_layer *layer, uint32_t index,
                                       const struct mla_microbatch *mb)
 {
     const struct mla_config *c = &layer->shard->config;
-    int64_t width = latent_row(c);
-    void *ckv = element(layer, layer->latents, mla_q_input(c));
+    int64_t width = latent_row(layer);
+    void *ckv = element(layer, layer->latents, ckv_at(layer));
     struct mla_attend_prefill attend = over_expanded(layer, mb);
     attend.keys = mb->rows;
     attend.keys_max = mb->rows_max;
@@ -322,7 +362,7 @@ static enum mla_status attend_prefill(struct mla_layer *layer, uint32_t index,
     attend.out = layer->heads_out;
     attend.lse = layer->lse;
     attend.causal = true;
-    TRY(rotate_q(layer, mb, element(layer, layer->q, c->nope), c->nope + c->rope));
+    TRY(rotate_q(layer, mb, element(layer, q_of(layer), c->nope), q_row(layer), c->nope + c->rope));
     TRY(expand(layer, w, mb->rows, ckv, width));
     TRY(layer->backend->ops->attend_prefill(layer->backend, &attend));
     for (uint32_t i = 0; i < mb->chunk_count; i++)
@@ -338,25 +378,26 @@ enum mla_status mla_layer_run(struct mla_layer *layer, uint32_t index,
     struct mla_backend *backend = layer->backend;
     struct mla_collective *collective = layer->collective;
     int64_t own = mb->padded / layer->shard->ranks;
-    int64_t width = latent_row(c);
+    int64_t width = latent_row(layer);
     int64_t heads = layer->shard->heads;
     assert(mb->padded <= (mb->kind == MLA_DECODE ? layer->decode_rows_max : layer->rows_max));
 
     struct mla_kv_write write = {.pool = mla_kvcache_pool(layer->cache, index),
                                  .rows = mb->padded,
-                                 .src = element(layer, layer->latents, mla_q_input(c)),
+                                 .src = element(layer, layer->latents, ckv_at(layer)),
                                  .src_stride = width,
                                  .slots = mb->slots};
-    struct mla_gemm q =
-        linear(mb->padded, heads * (c->nope + c->rope), mla_q_input(c), layer->latents, width,
-               w->q_b, NULL, layer->q, heads * (c->nope + c->rope));
+    struct mla_gemm q = linear(mb->padded, heads * (c->nope + c->rope), mla_q_input(c),
+                               layer->latents, width, w->q_b, NULL, layer->q, q_row(layer));
     struct mla_gemm o = linear(mb->padded, c->hidden, heads * c->v, layer->heads_out, heads * c->v,
                                w->o, w->o_bias, layer->partial, c->hidden);
 
-    TRY(project_down(layer, w, mb, x));
+    TRY(project_down(layer, index, w, mb, x));
     TRY(collective->ops->all_gather(collective, layer->latents, (size_t)(own * width)));
-    TRY(backend->ops->kv_write(backend, &write));
-    TRY(backend->ops->gemm(backend, &q));
+    if (!alone(layer))
+        TRY(backend->ops->kv_write(backend, &write));
+    if (!q_joined(layer))
+        TRY(backend->ops->gemm(backend, &q));
     if (mb->kind == MLA_DECODE)
         TRY(attend_decode(layer, index, w, mb));
     else

@@ -18,8 +18,8 @@ struct mla_layer {
     const struct mla_shard *shard;
     const struct mla_kvcache *cache;
     int64_t rows_max, decode_rows_max, chunk_rows;
-    void *latents;          /* [rows, q_input + latent + rope]: q's input, ckv, kpe */
-    void *q;                /* [rows, N, nope + rope] */
+    void *latents;          /* [rows, mla_latent_row]: q's input, or q itself; ckv, kpe */
+    void *q;                /* [rows, N, nope + rope]; NULL where it is joined */
     void *absorbed;         /* [decode rows, N, latent + rope] */
     void *o_latent;         /* [decode rows, N, latent] */
     void *expanded;         /* [max(rows, chunk_rows), N, nope + v]: k_nope and v */

@@ -84,17 +84,17 @@ static void list_pieces(const struct mla_config *c, uint32_t rank, uint32_t rank
     uint64_t q = c->nope + c->rope;
     uint64_t kv = c->nope + c->v;
     uint64_t kv_a = (uint64_t)c->latent + c->rope;
+    bool joined = mla_q_joined(c, ranks);
+    struct source q_a = {MLA_WEIGHT_Q_A, {0, c->q_lora, 0, c->hidden}};
+    struct source q_b = {MLA_WEIGHT_Q_B, {first * q, heads * q, 0, mla_q_input(c)}};
     const struct piece pieces[PIECES] = {
-        {&to->a,
-         2,
-         {{MLA_WEIGHT_Q_A, {0, c->q_lora, 0, c->hidden}},
-          {MLA_WEIGHT_KV_A, {0, kv_a, 0, c->hidden}}}},
+        {&to->a, 2, {joined ? q_b : q_a, {MLA_WEIGHT_KV_A, {0, kv_a, 0, c->hidden}}}},
         {&to->a_bias,
          2,
          {{MLA_WEIGHT_Q_A_BIAS, {0, c->q_lora, 0, 1}}, {MLA_WEIGHT_KV_A_BIAS, {0, kv_a, 0, 1}}}},
         {&to->q_norm, 1, {{MLA_WEIGHT_Q_A_NORM, {0, 1, 0, c->q_lora}}}},
         {&to->kv_norm, 1, {{MLA_WEIGHT_KV_A_NORM, {0, 1, 0, c->latent}}}},
-        {&to->q_b, 1, {{MLA_WEIGHT_Q_B, {first * q, heads * q, 0, mla_q_input(c)}}}},
+        {&to->q_b, !joined, {q_b}},
         {&to->kv_b, 1, {{MLA_WEIGHT_KV_B, {first * kv, heads * kv, 0, c->latent}}}},
         {&to->o, 1, {{MLA_WEIGHT_O, {0, c->hidden, first * c->v, heads * c->v}}}},
         {&to->o_bias, rank == 0, {{MLA_WEIGHT_O_BIAS, {0, 1, 0, c->hidden}}}},

@@ -8,11 +8,12 @@
 
 /* In the backend's memory, activation dtype, row-major. N = heads of this rank. */
 struct mla_layer_weights {
-    void *a;       /* [q_lora + latent + rope, hidden]: W_qa over W_kva */
+    void *a;       /* [q_lora + latent + rope, hidden]: W_qa over W_kva; where q is joined, all of
+                      [N * (nope + rope) + latent + rope, hidden]: W_q over W_kva */
     void *a_bias;  /* [the same rows], or NULL */
     void *q_norm;  /* [q_lora], or NULL without q_lora */
     void *kv_norm; /* [latent] */
-    void *q_b;     /* [N * (nope + rope), q_lora or hidden] */
+    void *q_b;     /* [N * (nope + rope), q_lora or hidden], or NULL where q is joined */
     void *kv_b;    /* [N, nope + v, latent]: W_UK over W_UV of each head */
     void *o;       /* [hidden, N * v] */
     void *o_bias;  /* [hidden] on rank 0 where the model has one: the sum must contain it once */
@@ -33,6 +34,22 @@ struct mla_shard {
 static inline uint32_t mla_q_input(const struct mla_config *config)
 {
     return config->q_lora ? config->q_lora : config->hidden;
+}
+
+/* Whether q is joined to the key-value latent, in one product of x: a model without a q_lora_rank,
+ * where one rank has all heads and so the same rows of both. (The reference has no bias for q.) */
+static inline bool mla_q_joined(const struct mla_config *config, uint32_t ranks)
+{
+    return config->q_lora == 0 && ranks == 1 && !config->attention_bias;
+}
+
+/* Values of a row of the product of W_a, or of what stands in for it: q's input or, where it is
+ * joined, q, then ckv and kpe. */
+static inline uint32_t mla_latent_row(const struct mla_config *config, uint32_t ranks)
+{
+    uint32_t q = mla_q_joined(config, ranks) ? config->heads * (config->nope + config->rope)
+                                             : mla_q_input(config);
+    return q + config->latent + config->rope;
 }
 
 /* Whether the heads can be shared out so; MLA_OPTION with a sentence in `why`. */

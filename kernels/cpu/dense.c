@@ -117,7 +117,14 @@ enum mla_status mla_cpu_latents(struct mla_backend *backend, const struct mla_la
         rmsnorm(ckv, latents->latent, latents->kv_norm, latents->eps);
         rotate_head(kpe, kpe, table, latents->rope, latents->interleaved);
     }
-    return MLA_OK;
+    if (!latents->slots)
+        return MLA_OK;
+    const struct mla_kv_write write = {.pool = latents->pool,
+                                       .rows = latents->rows,
+                                       .src = latents->ckv,
+                                       .src_stride = latents->stride,
+                                       .slots = latents->slots};
+    return mla_cpu_kv_write(backend, &write);
 }
 
 enum mla_status mla_cpu_rope(struct mla_backend *backend, const struct mla_rope *rope)

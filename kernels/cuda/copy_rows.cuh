@@ -4,6 +4,7 @@
 #ifndef MLA_KERNELS_CUDA_COPY_ROWS_CUH
 #define MLA_KERNELS_CUDA_COPY_ROWS_CUH
 
+#include "kernels/cuda/depend.cuh"
 #include "kernels/cuda/element.cuh"
 
 #include <cuda_runtime.h>
@@ -19,6 +20,7 @@ __global__ void __launch_bounds__(COPY_THREADS) copy_rows(ROWS rows, int64_t cou
     const int64_t column = ((int64_t)blockIdx.y * blockDim.x + threadIdx.x) * WIDTH;
     const S *src;
     D *dst;
+    depend();
     if (row >= count || column >= n || !rows.find(row, src, dst))
         return;
     if constexpr (WIDTH == EIGHT) {
@@ -44,11 +46,8 @@ static cudaError_t launch_copy_rows(const ROWS &rows, int64_t count, int64_t n, 
         across *= 2;
     const dim3 block(across, COPY_THREADS / across);
     const dim3 grid((unsigned)ceil_div(count, block.y), (unsigned)ceil_div(columns, block.x));
-    if (eights)
-        copy_rows<S, D, EIGHT><<<grid, block, 0, stream>>>(rows, count, n);
-    else
-        copy_rows<S, D, 1><<<grid, block, 0, stream>>>(rows, count, n);
-    return cudaGetLastError();
+    return launch_dependent(eights ? copy_rows<S, D, EIGHT, ROWS> : copy_rows<S, D, 1, ROWS>, grid,
+                            block, stream, rows, count, n);
 }
 
 #endif

@@ -6,45 +6,101 @@
 
 typedef __nv_bfloat16 bf16;
 
-/* RMSNorm of one row by one block. */
-template <bool EIGHTS>
-static __device__ void rmsnorm(bf16 *x, const bf16 *weight, int64_t n, float eps)
+constexpr int LATENTS_THREADS = 256;
+
+/* Sum over the block. */
+static __device__ __forceinline__ float block_sum(float value)
 {
     __shared__ float sums[32];
-    float squares = 0;
-    if constexpr (EIGHTS) {
-        for (int64_t i = threadIdx.x * EIGHT; i < n; i += blockDim.x * EIGHT) {
-            float values[EIGHT];
-            load_eight(values, x + i);
+    value = warp_sum(value);
+    if (threadIdx.x % 32 == 0)
+        sums[threadIdx.x / 32] = value;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.0f);
+}
+
+/* Where a row is kept besides: `row` is NULL if nowhere. */
+struct cache_row {
+    void *row;
+    bool narrow; /* bf16, not f32 */
+};
+
+static __device__ __forceinline__ void keep(const cache_row &cache, int64_t at, bf16 value)
+{
+    if (!cache.row)
+        return;
+    if (cache.narrow)
+        ((bf16 *)cache.row)[at] = value;
+    else
+        ((float *)cache.row)[at] = widen(value);
+}
+
+/* In f32 the cache has what it would have if the row's bf16 had been copied there. */
+static __device__ __forceinline__ void keep_eight(const cache_row &cache, int64_t at,
+                                                  const float (&values)[EIGHT])
+{
+    if (!cache.row)
+        return;
+    if (cache.narrow) {
+        store_eight((bf16 *)cache.row + at, values);
+        return;
+    }
+    float rounded[EIGHT];
 #pragma unroll
-            for (int j = 0; j < EIGHT; j++)
-                squares += values[j] * values[j];
+    for (int i = 0; i < EIGHT; i++)
+        rounded[i] = widen(narrow<bf16>(values[i]));
+    store_eight((float *)cache.row + at, rounded);
+}
+
+/* RMSNorm of one row by one block. HELD: each thread has eight values, with their weights loaded
+ * before the kernel in front has ended. */
+template <bool HELD> struct rms_norm;
+
+template <> struct rms_norm<true> {
+    float weights[EIGHT];
+
+    __device__ rms_norm(const bf16 *weight, int64_t n)
+    {
+        if (threadIdx.x * EIGHT < n)
+            load_eight(weights, weight + threadIdx.x * EIGHT);
+    }
+
+    __device__ void apply(bf16 *x, const bf16 *, int64_t n, float eps, const cache_row &cache)
+    {
+        const int64_t at = threadIdx.x * EIGHT;
+        float values[EIGHT], squares = 0;
+        if (at < n) {
+            load_eight(values, x + at);
+#pragma unroll
+            for (int i = 0; i < EIGHT; i++)
+                squares += values[i] * values[i];
         }
-    } else {
+        const float factor = rsqrtf(block_sum(squares) / (float)n + eps);
+        if (at >= n)
+            return;
+#pragma unroll
+        for (int i = 0; i < EIGHT; i++)
+            values[i] *= factor * weights[i];
+        store_eight(x + at, values);
+        keep_eight(cache, at, values);
+    }
+};
+
+template <> struct rms_norm<false> {
+    __device__ rms_norm(const bf16 *, int64_t) {}
+
+    __device__ void apply(bf16 *x, const bf16 *weight, int64_t n, float eps, const cache_row &cache)
+    {
+        float squares = 0;
         for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
             squares += widen(x[i]) * widen(x[i]);
-    }
-    squares = warp_sum(squares);
-    if (threadIdx.x % 32 == 0)
-        sums[threadIdx.x / 32] = squares;
-    __syncthreads();
-    squares = warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.0f);
-    const float factor = rsqrtf(squares / (float)n + eps);
-    if constexpr (EIGHTS) {
-        for (int64_t i = threadIdx.x * EIGHT; i < n; i += blockDim.x * EIGHT) {
-            float values[EIGHT], weights[EIGHT];
-            load_eight(values, x + i);
-            load_eight(weights, weight + i);
-#pragma unroll
-            for (int j = 0; j < EIGHT; j++)
-                values[j] *= factor * weights[j];
-            store_eight(x + i, values);
-        }
-    } else {
-        for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
+        const float factor = rsqrtf(block_sum(squares) / (float)n + eps);
+        for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
             x[i] = narrow<bf16>(widen(x[i]) * factor * widen(weight[i]));
+            keep(cache, i, x[i]);
+        }
     }
-}
+};
 
 /* Pair i of a head is at [2 i], [2 i + 1] or at [i], [i + pairs]. */
 static __device__ __forceinline__ void rotate_pair(bf16 *dst, const bf16 *src, const float *table,
@@ -59,35 +115,57 @@ static __device__ __forceinline__ void rotate_pair(bf16 *dst, const bf16 *src, c
 }
 
 /* One block normalises a row's query latent, another its key-value latent and rotates its key. */
-template <bool EIGHTS> static __global__ void __launch_bounds__(256) latents(struct mla_latents l)
+template <bool HELD>
+static __global__ void __launch_bounds__(LATENTS_THREADS) latents(struct mla_latents l)
 {
     const int64_t row = blockIdx.x;
     if (blockIdx.y == 1) {
-        rmsnorm<EIGHTS>((bf16 *)l.cq + row * l.stride, (const bf16 *)l.q_norm, l.q_lora, l.eps);
+        rms_norm<HELD> query((const bf16 *)l.q_norm, l.q_lora);
+        depend();
+        query.apply((bf16 *)l.cq + row * l.stride, (const bf16 *)l.q_norm, l.q_lora, l.eps,
+                    {NULL, false});
         return;
     }
+    rms_norm<HELD> key_value((const bf16 *)l.kv_norm, l.latent);
+    depend();
     bf16 *ckv = (bf16 *)l.ckv + row * l.stride, *kpe = ckv + l.latent;
+    cache_row cache = {NULL, l.pool.dtype == MLA_BF16};
+    const int64_t slot = l.slots ? l.slots[row] : MLA_SLOT_NONE;
+    if (slot != MLA_SLOT_NONE)
+        cache.row =
+            (char *)l.pool.rows +
+            slot * (l.latent + l.rope) * (int64_t)(cache.narrow ? sizeof(bf16) : sizeof(float));
     const float *table = l.table + l.positions[row] * l.rope;
-    for (int64_t pair = threadIdx.x; pair < l.rope / 2; pair += blockDim.x)
-        rotate_pair(kpe, kpe, table, pair, l.rope / 2, l.interleaved);
-    rmsnorm<EIGHTS>(ckv, (const bf16 *)l.kv_norm, l.latent, l.eps);
+    const int64_t pairs = l.rope / 2;
+    /* From the last thread on, as the first ones have the latent. */
+    for (int64_t pair = blockDim.x - 1 - threadIdx.x; pair < pairs; pair += blockDim.x) {
+        rotate_pair(kpe, kpe, table, pair, pairs, l.interleaved);
+        const int64_t first = l.interleaved ? 2 * pair : pair;
+        const int64_t second = l.interleaved ? first + 1 : pair + pairs;
+        keep(cache, l.latent + first, kpe[first]);
+        keep(cache, l.latent + second, kpe[second]);
+    }
+    key_value.apply(ckv, (const bf16 *)l.kv_norm, l.latent, l.eps, cache);
 }
 
 extern "C" cudaError_t mla_cuda_launch_latents(const struct mla_latents *l, cudaStream_t stream)
 {
+    constexpr int64_t most = LATENTS_THREADS * EIGHT;
     assert(l->rows >= 0 && l->latent > 0 && l->rope % 2 == 0);
+    assert(!l->slots || (l->pool.latent == l->latent && l->pool.rope == l->rope &&
+                         (l->pool.dtype == MLA_BF16 || l->pool.dtype == MLA_F32)));
     if (l->rows == 0)
         return cudaSuccess;
-    const bool eights = by_eights((bf16 *)l->ckv, l->stride, l->latent) &&
-                        by_eights((const bf16 *)l->kv_norm, 0, l->latent) &&
-                        (!l->cq || (by_eights((bf16 *)l->cq, l->stride, l->q_lora) &&
-                                    by_eights((const bf16 *)l->q_norm, 0, l->q_lora)));
+    /* Rows of the cache follow one another. */
+    const bool held =
+        l->latent <= most && by_eights((bf16 *)l->ckv, l->stride, l->latent) &&
+        by_eights((const bf16 *)l->kv_norm, 0, l->latent) &&
+        (!l->cq || (l->q_lora <= most && by_eights((bf16 *)l->cq, l->stride, l->q_lora) &&
+                    by_eights((const bf16 *)l->q_norm, 0, l->q_lora))) &&
+        (!l->slots || by_eights((const bf16 *)l->pool.rows, l->latent + l->rope, l->latent));
     const dim3 grid((unsigned)l->rows, l->cq ? 2 : 1);
-    if (eights)
-        latents<true><<<grid, 256, 0, stream>>>(*l);
-    else
-        latents<false><<<grid, 256, 0, stream>>>(*l);
-    return cudaGetLastError();
+    return launch_dependent(held ? latents<true> : latents<false>, grid, dim3(LATENTS_THREADS),
+                            stream, *l);
 }
 
 /* A thread rotates a pair, or four interleaved ones in 16 bytes. */
@@ -97,6 +175,7 @@ template <bool FOURS> static __global__ void __launch_bounds__(256) rope(struct 
     const unsigned share = (unsigned)(FOURS ? pairs / 4 : pairs); /* threads of a head */
     const unsigned item = blockIdx.y * blockDim.x + threadIdx.x;
     const int64_t head = item / share, pair = item % share * (FOURS ? 4 : 1);
+    depend();
     if (head >= r.heads)
         return;
     const bf16 *src = (const bf16 *)r.src + row * r.src_row_stride + head * r.src_head_stride;
@@ -130,11 +209,7 @@ extern "C" cudaError_t mla_cuda_launch_rope(const struct mla_rope *r, cudaStream
     const int64_t threads = r->heads * (fours ? r->dim / EIGHT : r->dim / 2);
     const unsigned block = threads < 256 ? (unsigned)ceil_div(threads, 32) * 32 : 256;
     const dim3 grid((unsigned)r->rows, (unsigned)ceil_div(threads, block));
-    if (fours)
-        rope<true><<<grid, block, 0, stream>>>(*r);
-    else
-        rope<false><<<grid, block, 0, stream>>>(*r);
-    return cudaGetLastError();
+    return launch_dependent(fours ? rope<true> : rope<false>, grid, dim3(block), stream, *r);
 }
 
 template <class S, class D> struct strided_rows {

@@ -80,16 +80,17 @@ static enum mla_status make_shard(struct mla_layer_setup *setup, uint32_t layer,
                                       .layer_count = 1,
                                       .layers = {layer},
                                       .softmax_scale = mla_config_softmax_scale(&setup->config)};
+    bool joined = mla_q_joined(&setup->config, ranks);
     const struct {
         void **out;
         uint32_t count;
         enum mla_weight weights[2];
     } tensors[] = {
-        {&w->a, 2, {MLA_WEIGHT_Q_A, MLA_WEIGHT_KV_A}},
+        {&w->a, 2, {joined ? MLA_WEIGHT_Q_B : MLA_WEIGHT_Q_A, MLA_WEIGHT_KV_A}},
         {&w->a_bias, 2, {MLA_WEIGHT_Q_A_BIAS, MLA_WEIGHT_KV_A_BIAS}},
         {&w->q_norm, 1, {MLA_WEIGHT_Q_A_NORM}},
         {&w->kv_norm, 1, {MLA_WEIGHT_KV_A_NORM}},
-        {&w->q_b, 1, {MLA_WEIGHT_Q_B}},
+        {&w->q_b, !joined, {MLA_WEIGHT_Q_B}},
         {&w->kv_b, 1, {MLA_WEIGHT_KV_B}},
         {&w->o, 1, {MLA_WEIGHT_O}},
         {&w->o_bias, 1, {MLA_WEIGHT_O_BIAS}},
@@ -259,9 +260,8 @@ static enum mla_status make_layer(struct mla_layer_setup *setup,
     enum mla_status status = mla_layer_init(&setup->layer, backend, &setup->collective.base,
                                             &setup->shard, &setup->cache, rows, decode, CHUNK_ROWS);
     if (status == MLA_OK)
-        status =
-            mla_bench_fill(backend, backend->activation,
-                           rows * (mla_q_input(c) + c->latent + c->rope), setup->layer.latents);
+        status = mla_bench_fill(backend, backend->activation,
+                                rows * mla_latent_row(c, setup->shard.ranks), setup->layer.latents);
     if (status == MLA_OK)
         status = mla_bench_noise(backend, backend->activation,
                                  rows / setup->shard.ranks * c->hidden, &setup->x);

@@ -5,7 +5,7 @@
 
 #include "kernels/backend.h"
 
-enum { MLA_DEVICE_ALLOCATIONS_MAX = 64 };
+enum { MLA_DEVICE_ALLOCATIONS_MAX = 96 };
 
 struct mla_device {
     struct mla_backend *backend;

@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct shape {
     int64_t m, n, k, batch;
@@ -140,7 +141,8 @@ Test(backend, gemm)
 
 struct latents_case {
     int64_t rows, q_lora, latent, rope; /* q_lora 0: without */
-    bool interleaved;
+    bool interleaved, kept;
+    enum mla_dtype cache;
 };
 
 /* x / sqrt(mean(x^2) + eps) * weight */
@@ -163,6 +165,31 @@ static void want_rotation(const float *x, const float *table, int64_t dim, bool 
         want[pair * step] = first * cosine - second * sine;
         want[pair * step + distance] = first * sine + second * cosine;
     }
+}
+
+/* Slots of a cache for the rows, from the last one backwards; every third row has none. */
+static void slots_of(int64_t rows, int64_t *slots)
+{
+    for (int64_t row = 0; row < rows; row++)
+        slots[row] = row % 3 == 1 ? MLA_SLOT_NONE : rows - 1 - row;
+}
+
+static uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* Of the same dtype and shape. */
+static void expect_same_bits(struct mla_device *device, struct mla_tensor *got,
+                             struct mla_tensor *want, const char *what)
+{
+    mla_tensor_download(device, got);
+    mla_tensor_download(device, want);
+    for (int64_t i = 0; i < got->count; i++)
+        cr_assert_eq(bits_of(got->host[i]), bits_of(want->host[i]), "%s[%ld]: %.9g for %.9g", what,
+                     (long)i, (double)got->host[i], (double)want->host[i]);
 }
 
 static void check_latents(struct mla_device *device, const struct latents_case *c)
@@ -199,6 +226,19 @@ static void check_latents(struct mla_device *device, const struct latents_case *
                       c->interleaved, out + c->q_lora + c->latent);
     }
     char *memory = x.memory;
+    struct mla_tensor kept = mla_tensor_make(device, c->cache, c->rows * (c->latent + c->rope));
+    struct mla_tensor written = mla_tensor_make(device, c->cache, kept.count);
+    mla_tensor_upload(device, &kept);
+    mla_tensor_upload(device, &written);
+    int64_t slots[64];
+    slots_of(c->rows, slots);
+    struct mla_kv_write write = {
+        .pool = {written.memory, c->cache, c->latent, c->rope},
+        .rows = c->kept ? c->rows : 0,
+        .src = memory + (size_t)c->q_lora * mla_dtype_bytes(dtype),
+        .src_stride = stride,
+        .slots = mla_device_put(device, slots, sizeof slots),
+    };
     MLA_RUN(device, latents,
             &(struct mla_latents){
                 .rows = c->rows,
@@ -214,9 +254,15 @@ static void check_latents(struct mla_device *device, const struct latents_case *
                 .positions = mla_device_put(device, positions, sizeof positions),
                 .table = table.memory,
                 .interleaved = c->interleaved,
+                .slots = c->kept ? write.slots : NULL,
+                .pool = {kept.memory, c->cache, c->latent, c->rope},
             });
     mla_expect(device, &x, want, n, "latents");
+    MLA_RUN(device, kv_write, &write);
+    expect_same_bits(device, &kept, &written, "rows kept");
     free(want);
+    mla_tensor_free(&kept);
+    mla_tensor_free(&written);
     mla_tensor_free(&x);
     mla_tensor_free(&q_norm);
     mla_tensor_free(&kv_norm);
@@ -226,8 +272,11 @@ static void check_latents(struct mla_device *device, const struct latents_case *
 static void latents_shapes(struct mla_device *device)
 {
     static const struct latents_case cases[] = {
-        {2, 0, 1, 2, true},      {3, 5, 63, 4, false},     {40, 24, 64, 16, true},
-        {40, 24, 64, 16, false}, {5, 1536, 512, 64, true}, {33, 0, 512, 64, true},
+        {2, 0, 1, 2, true, false, MLA_BF16},       {3, 5, 63, 4, false, true, MLA_F32},
+        {40, 24, 64, 16, true, true, MLA_F32},     {40, 24, 64, 16, false, true, MLA_BF16},
+        {5, 1536, 512, 64, true, false, MLA_BF16}, {33, 0, 512, 64, true, true, MLA_BF16},
+        {5, 1536, 512, 64, true, true, MLA_F32},   {6, 2056, 24, 8, true, true, MLA_BF16},
+        {4, 20, 17, 6, true, true, MLA_BF16},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check_latents(device, &cases[i]);
