@@ -1,6 +1,9 @@
-/* Products by cuBLASLt. It counts in columns: a row-major C [m, n] is its [n, m], so that
- * C = A op(B) becomes C^T = op(B)^T A^T, and our B is its first operand. */
+/* Products: of few rows on Hopper by our own kernel, else by cuBLASLt. That counts in columns: a
+ * row-major C [m, n] is its [n, m], so that C = A op(B) becomes C^T = op(B)^T A^T, and our B is its
+ * first operand. */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/gemm_skinny.h"
+#include "kernels/cuda/launch.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -27,7 +30,7 @@ struct plan {
 /* Decode has few shapes. Prefill brings a new one with each length, so old ones must go. */
 enum { SETS = 256, WAYS = 4 };
 
-/* What timing an algorithm takes: memory whose filling empties the L2 cache. */
+/* What timing an algorithm takes: memory whose reading empties the L2 cache. */
 struct tuner {
     void *flush;
     size_t flush_bytes;
@@ -215,7 +218,15 @@ static cublasStatus_t run(const struct mla_cuda *cuda, struct plan *plan,
                           cuda->workspace, MLA_CUDA_WORKSPACE_BYTES, mla_cuda_compute(cuda));
 }
 
-/* The shortest of a few runs from memory, in ms; a huge number where the algorithm fails. */
+/* From A's first element to its last, bytes. */
+static size_t a_bytes(const struct mla_gemm *gemm)
+{
+    int64_t last = (gemm->m - 1) * gemm->lda + (gemm->batch - 1) * gemm->a_stride + gemm->k;
+    return (size_t)last * mla_dtype_bytes(MLA_BF16);
+}
+
+/* The shortest of a few runs, in ms; a huge number where the algorithm fails. As in a layer:
+ * weights come from memory, A is in the L2 cache, of which nothing must be written back. */
 static float time_of(const struct mla_cuda *cuda, const struct tuner *tuner, struct plan *plan,
                      const struct mla_gemm *gemm)
 {
@@ -224,11 +235,12 @@ static float time_of(const struct mla_cuda *cuda, const struct tuner *tuner, str
     float best = 1e30f;
     for (int i = 0; i < RUNS; i++) {
         float ms = 0;
-        cudaMemsetAsync(tuner->flush, i, tuner->flush_bytes, stream);
-        cudaEventRecord(tuner->begin, stream);
-        if (run(cuda, plan, gemm) != CUBLAS_STATUS_SUCCESS)
+        if (mla_cuda_launch_read(tuner->flush, tuner->flush_bytes, stream) != cudaSuccess ||
+            mla_cuda_launch_read(gemm->a, a_bytes(gemm), stream) != cudaSuccess ||
+            cudaEventRecord(tuner->begin, stream) != cudaSuccess ||
+            run(cuda, plan, gemm) != CUBLAS_STATUS_SUCCESS ||
+            cudaEventRecord(tuner->end, stream) != cudaSuccess)
             return 1e30f;
-        cudaEventRecord(tuner->end, stream);
         if (cudaEventSynchronize(tuner->end) != cudaSuccess ||
             cudaEventElapsedTime(&ms, tuner->begin, tuner->end) != cudaSuccess)
             return 1e30f;
@@ -300,6 +312,12 @@ static enum mla_status find_plan(struct mla_cuda *cuda, const struct mla_gemm *g
     return MLA_OK;
 }
 
+static enum mla_status run_own(struct mla_cuda *cuda, const struct mla_gemm *gemm)
+{
+    cudaError_t error = mla_cuda_skinny_launch(gemm, cuda->sms, mla_cuda_compute(cuda));
+    return mla_cuda_check(cuda, error, "a product of few rows");
+}
+
 enum mla_status mla_cuda_gemm(struct mla_backend *backend, const struct mla_gemm *gemm)
 {
     struct mla_cuda *cuda = mla_cuda_of(backend);
@@ -307,6 +325,8 @@ enum mla_status mla_cuda_gemm(struct mla_backend *backend, const struct mla_gemm
     assert(gemm->m >= 0 && gemm->n > 0 && gemm->k > 0 && gemm->batch >= 0);
     if (gemm->m == 0 || gemm->batch == 0)
         return MLA_OK;
+    if (cuda->arch == 90 && mla_cuda_skinny_fits(gemm))
+        return run_own(cuda, gemm);
     enum mla_status status = find_plan(cuda, gemm, &plan);
     return status == MLA_OK ? check(cuda, run(cuda, plan, gemm), "product", gemm) : status;
 }

@@ -19,6 +19,8 @@ cudaError_t mla_cuda_launch_kv_gather(const struct mla_kv_gather *gather, cudaSt
 cudaError_t mla_cuda_launch_scatter(const struct mla_scatter *scatter, cudaStream_t stream);
 cudaError_t mla_cuda_launch_kv_copy(const struct mla_kv_copy *copy, cudaStream_t stream);
 cudaError_t mla_cuda_launch_merge(const struct mla_merge *merge, cudaStream_t stream);
+/* Reads memory and does nothing with it. */
+cudaError_t mla_cuda_launch_read(const void *memory, size_t bytes, cudaStream_t stream);
 cudaError_t mla_cuda_launch_attend_decode(const struct mla_attend_decode *attend,
                                           cudaStream_t stream);
 cudaError_t mla_cuda_launch_attend_prefill(const struct mla_attend_prefill *attend,

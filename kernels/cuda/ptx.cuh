@@ -254,6 +254,33 @@ __device__ __forceinline__ void depend_release()
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+/* cluster_sync in two halves, without its order of memory. */
+__device__ __forceinline__ void cluster_arrive_relaxed()
+{
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait()
+{
+    asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
+/* Four floats to the same place of block `block` of the cluster, which may be this one; their bytes
+ * count at the barrier in the same place of that block as `barrier`. Addresses are this block's. */
+__device__ __forceinline__ void store_four_at(uint32_t address, uint32_t barrier, uint32_t block,
+                                              float4 four)
+{
+    asm volatile("{\n"
+                 ".reg .b32 there, barrier_there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %2;\n"
+                 "mapa.shared::cluster.u32 barrier_there, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], "
+                 "{%3, %4, %5, %6}, [barrier_there];\n"
+                 "}\n" ::"r"(address),
+                 "r"(barrier), "r"(block), "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w)
+                 : "memory");
+}
+
 } // namespace ptx
 
 #endif
