@@ -2,6 +2,7 @@
 #include "comm/channel_state.h"
 #include "comm/connections.h"
 #include "comm/guard.h"
+#include "comm/spin.h"
 #include "proto/parse.h"
 
 #include <errno.h>
@@ -177,6 +178,8 @@ static enum mla_status open_channel(struct mla_channel_context *context, const c
     channel->context = context;
     channel->server = server;
     channel->spin = options->spin;
+    if (channel->spin) /* heeded by the context's first socket, which starts its threads */
+        (void)zmq_ctx_set(context->zmq, ZMQ_THREAD_NAME_PREFIX, MLA_SPIN_PREFIX);
     channel->socket = zmq_socket(context->zmq, server ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!channel->socket)
         goto fail;
