@@ -1,5 +1,8 @@
 /* The microbatches at work on the device, oldest first. Copies to the device for the next one and
- * from the device for the last one run beside the computing of the one between them. */
+ * from the device for the last one run beside the computing of the one between them. A small one
+ * that finds the device idle has nothing to run beside: its copies are queued with its computing,
+ * straight to where the layer reads and from where it writes. That saves the way from queue to queue
+ * and a copy on the device, twice. */
 #ifndef MLA_WORKER_FLIGHTS_H
 #define MLA_WORKER_FLIGHTS_H
 
@@ -13,6 +16,7 @@ struct mla_flight {
     struct mla_blob *reply; /* own rows that go back as a frame, or NULL */
     uint64_t collective_ns; /* where the host waits for collectives; else 0 */
     void *arrival;          /* host: a frame, aligned */
+    bool alone;             /* its copies are queued with its computing */
     /* Not on a backend whose memory is the host's: */
     void *stage_in, *stage; /* device: the payload as it came, the reply as it goes */
     struct mla_fence *arrived, *begun, *computed, *gone;
