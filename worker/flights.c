@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Two of these take 80 us on PCI Express: so long may a microbatch that comes meanwhile be kept from
- * computing by copies that are queued with the computing of another. */
+/* Two of these take 80 us on PCI Express: so long may a microbatch that comes meanwhile be kept
+ * from computing by copies that are queued with the computing of another. */
 enum { ALONE_BYTES_MAX = 2 << 20 };
 
 static enum mla_status reply_alloc(void *context, size_t bytes, void **out)

@@ -1,8 +1,8 @@
 /* The microbatches at work on the device, oldest first. Copies to the device for the next one and
  * from the device for the last one run beside the computing of the one between them. A small one
  * that finds the device idle has nothing to run beside: its copies are queued with its computing,
- * straight to where the layer reads and from where it writes. That saves the way from queue to queue
- * and a copy on the device, twice. */
+ * straight to where the layer reads and from where it writes. That saves the way from queue to
+ * queue and a copy on the device, twice. */
 #ifndef MLA_WORKER_FLIGHTS_H
 #define MLA_WORKER_FLIGHTS_H
 

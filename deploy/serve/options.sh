@@ -23,10 +23,10 @@ usage: mla-serve --model DIR [options]
 
   --bind B         auto: ranks on CPUs stay on their core where there is one for each, with the
                    coordinator on the last one's, and ranks on GPUs on the cores near theirs;
-                   none: never ($MLA_BIND, or auto)
+                   what spins beside GPUs has a core of its own; none: never ($MLA_BIND, or auto)
   --back-off-ms N  the longest pause before what keeps ending is started again (10000)
-  --spin           coordinator and ranks look for messages instead of sleeping: a core each, all
-                   the time; saves waking up in every RUN where there are cores to spare
+  --spin           coordinator and ranks, and ZeroMQ's thread in each, look for messages instead
+                   of sleeping: two cores each, all the time; saves waking up in every RUN
   --log-dir DIR    where coordinator.log and group-N.log go; a temporary folder by default
   --help           this text
 

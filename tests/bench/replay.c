@@ -18,8 +18,8 @@ enum { LANES_MAX = 16 };
 
 static const char usage[] =
     "usage: mla-bench replay --trace FILE --endpoint E --layers L --concurrency C\n"
-    "                        [--limit N] [--prefill-budget N] [--lanes N] [--halves] [--json "
-    "FILE]\n"
+    "                        [--limit N] [--prefill-budget N] [--lanes N] [--halves] [--spin]\n"
+    "                        [--payload P] [--curve-keys DIR] [--json FILE]\n"
     "\n"
     "Runs the requests of a trace (CSV: prompt_tokens,output_tokens) with continuous batching\n"
     "and chunked prefill, C at a time. Each step is one token of every request past its prompt\n"
@@ -38,6 +38,8 @@ static const char usage[] =
     "                        the requests: one lane's step computes while another's travels (1)\n"
     "  --halves              each step's decodes and prompt chunks as two steps, one after the\n"
     "                        other: what a mixed step is compared with\n"
+    "  --spin                these clients and ZeroMQ's threads in them never sleep: two cores of\n"
+    "                        this host for each lane\n"
     "  --json FILE           writes the numbers there as well\n";
 
 struct lane {
@@ -144,6 +146,7 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
         {"curve-keys", required_argument, NULL, 'k'},
         {"lanes", required_argument, NULL, 'L'},
         {"halves", no_argument, NULL, 'H'},
+        {"spin", no_argument, NULL, 's'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
@@ -184,6 +187,9 @@ static enum mla_status read_options(int argc, char **argv, struct mla_replay_opt
             break;
         case 'H':
             options.halves = true;
+            break;
+        case 's':
+            options.spin = true;
             break;
         case 'h':
             *help = true;

@@ -12,7 +12,7 @@
 struct mla_replay_options {
     const char *trace, *endpoint, *json, *curve_keys;
     uint32_t layers, concurrency, limit, prefill_budget, lanes;
-    bool payload_inline, halves;
+    bool payload_inline, halves, spin;
 };
 
 /* A lane: one scheduler with its connection, its requests and its results. */

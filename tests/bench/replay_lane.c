@@ -269,6 +269,7 @@ static enum mla_status connect_service(struct mla_replay *replay)
     const struct mla_replay_options *options = &replay->options;
     struct mla_client_options client_options = {.timeout_ms = TIMEOUT_MS,
                                                 .payload_inline = options->payload_inline,
+                                                .spin = options->spin,
                                                 .curve_keys = options->curve_keys};
     enum mla_status status =
         mla_client_connect(options->endpoint, &client_options, &replay->client);

@@ -149,16 +149,17 @@ static json_t *report_json(struct mla_replay *replay, const struct totals *total
         totals->requests_per_s, "output_throughput", totals->output_per_s, "total_token_throughput",
         totals->tokens_per_s);
     json_t *rest = json_pack(
-        "{s:f, s:f, s:o, s:o, s:o, s:I, s:I, s:f, s:i, s:i, s:I, s:o, s:o, s:I, s:o, s:o}",
-        "runs_s", replay->runs_s, "computing_s", replay->computing_s, "ttft_ms",
-        summary_json(&totals->ttft), "tpot_ms", summary_json(&totals->tpot), "itl_ms",
-        summary_json(&totals->itl), "steps", (json_int_t)replay->steps, "decode_steps",
-        (json_int_t)replay->decode_steps, "decode_rows_mean", totals->decode_rows_mean,
-        "decode_rows_max", (int)replay->decode_rows_max, "preemptions",
-        (int)replay->scheduler.preemptions, "steps_lost", (json_int_t)replay->steps_lost,
-        "decode_runs", mla_run_parts_json(&replay->decode), "prefill_runs",
-        mla_run_parts_json(&replay->prefill), "blocks_total",
-        (json_int_t)replay->info->blocks_total, "timeline",
+        "{s:i, s:b, s:f, s:f, s:o, s:o, s:o, s:I, s:I, s:f, s:i, s:i, s:I, s:o, s:o, s:I, s:o, "
+        "s:o}",
+        "lanes", (int)replay->options.lanes, "client_spins", (int)replay->options.spin, "runs_s",
+        replay->runs_s, "computing_s", replay->computing_s, "ttft_ms", summary_json(&totals->ttft),
+        "tpot_ms", summary_json(&totals->tpot), "itl_ms", summary_json(&totals->itl), "steps",
+        (json_int_t)replay->steps, "decode_steps", (json_int_t)replay->decode_steps,
+        "decode_rows_mean", totals->decode_rows_mean, "decode_rows_max",
+        (int)replay->decode_rows_max, "preemptions", (int)replay->scheduler.preemptions,
+        "steps_lost", (json_int_t)replay->steps_lost, "decode_runs",
+        mla_run_parts_json(&replay->decode), "prefill_runs", mla_run_parts_json(&replay->prefill),
+        "blocks_total", (json_int_t)replay->info->blocks_total, "timeline",
         mla_timeline_json(&replay->timeline, replay->started_s), "requests", requests_json(replay));
     if (json && rest && json_object_update(json, rest) == 0) {
         json_decref(rest);

@@ -36,7 +36,7 @@ static const char help[] =
     "  --opens N             steps opened and closed to time that (100)\n"
     "  --pids LIST           processes of coordinator and workers, whose CPU use is told (all\n"
     "                        mla-coordinator and mla-worker of this host, if that is one service)\n"
-    "  --spin                this client waits for replies without sleeping: one core more\n"
+    "  --spin                this client and ZeroMQ's thread in it never sleep: two cores\n"
     "  --json FILE           writes the numbers there as well\n";
 
 enum option_id {

@@ -1,5 +1,5 @@
-/* The way of payloads through a device with memory of its own. The CPU backend plays one; what it is
- * asked for is noted, because its queues are all alike. */
+/* The way of payloads through a device with memory of its own. The CPU backend plays one; what it
+ * is asked for is noted, because its queues are all alike. */
 #include "worker/flights.h"
 
 #include <criterion/criterion.h>
@@ -106,12 +106,12 @@ static void fill(struct region *region, enum mla_dtype in, enum mla_dtype out, f
     }
     for (uint32_t i = 0; i < 2; i++) {
         uint32_t row = first_row[i];
-        region->input[i] = (struct mla_piece){
-            in == MLA_F32 ? (uint8_t *)region->x[row] : (uint8_t *)region->narrow_x[row],
-            rows_of[i]};
-        region->output[i] = (struct mla_piece){
-            out == MLA_F32 ? (uint8_t *)region->y[row] : (uint8_t *)region->narrow_y[row],
-            rows_of[i]};
+        region->input[i] = (struct mla_piece){in == MLA_F32 ? (uint8_t *)region->x[row]
+                                                            : (uint8_t *)region->narrow_x[row],
+                                              rows_of[i]};
+        region->output[i] = (struct mla_piece){out == MLA_F32 ? (uint8_t *)region->y[row]
+                                                              : (uint8_t *)region->narrow_y[row],
+                                               rows_of[i]};
     }
     region->pieces = (struct mla_pieces){2, 2, region->input, region->output};
 }

@@ -78,7 +78,8 @@ enum { TIMEOUT_MS = 60 };
 
 Test(spin, others_sleep)
 {
-    static const char *const names[] = {"ZMQbg/IO/0", "5214/ZMQbg/Reap", "521/ZMQbg/IO/0", "worker"};
+    static const char *const names[] = {"ZMQbg/IO/0", "5214/ZMQbg/Reap", "521/ZMQbg/IO/0",
+                                        "worker"};
     int fd = eventfd(0, EFD_CLOEXEC);
     int epoll = watch(fd);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
