@@ -6,14 +6,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 TMPDIR=$dir "$mla_root/tests/bench/gpu" "$dir/out" --backend cpu --minutes 5 machine groups collectives \
     attention prefill layer run replay >"$dir/gpu.log" 2>&1
-for wanted in 'golden-v3-tiny-2x1 .* ok' ' 16 ' 'run-lite, median .*(ok|MISSED)' \
-    'run-large-2x1, 3 in flight' 'replay, mixed over its halves .*(ok|MISSED)' ' 0 missed'; do
+for wanted in 'golden-v3-tiny-2x1 .* ok' ' 16 ' 'run-lite, median.*(ok|MISSED)' \
+    'run-large-2x1, 3 in flight' 'run-lite-spin, 1 in flight .*median [0-9]' 'GPU computes, replay.*(ok|MISSED)' \
+    'replay, mixed over its halves.*(ok|MISSED)' ' 0 missed'; do
     grep -qE "$wanted" "$dir/out/summary.txt" || mla_fail 1 "the summary lacks: $wanted"
 done
 files=("$dir"/out/*)
 ((${#files[@]} <= 8)) || mla_fail 1 "too many files: ${files[*]}"
 tar -tzf "$dir/out/logs.tar.gz" >"$dir/list"
-for wanted in attention.json collectives-2.json run-lite.json replay-halves.json layer-; do
+for wanted in attention.json collectives-2.json run-lite.json replay-spin-3.json replay-spin-halves.json layer-; do
     grep -q "/$wanted" "$dir/list" || mla_fail 1 "the logs lack: $wanted"
 done
 
