@@ -30,8 +30,8 @@ int mla_spin_share(void)
     cpu_set_t allowed;
     int found[2] = {-1, -1};
     int count = 0;
-    if (sysconf(_SC_NPROCESSORS_ONLN) <= 2 ||
-        sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) != 2)
+    if (sysconf(_SC_NPROCESSORS_ONLN) <= 2 || sched_getaffinity(0, sizeof allowed, &allowed) != 0 ||
+        CPU_COUNT(&allowed) != 2)
         return -1;
     for (int i = 0; i < CPU_SETSIZE && count < 2; i++)
         if (CPU_ISSET(i, &allowed))

@@ -31,8 +31,8 @@ static inline bool mla_stay_on(int processor)
 /* Such threads stay on this processor from their first wait on; at first, on none. */
 void mla_spin_on(int processor);
 
-/* For a process that may use exactly two processors of more: one for ZeroMQ's thread, as above, and the
- * other, which is returned, for the thread that talks to it. Else -1, and nothing is done. */
+/* For a process that may use exactly two processors of more: one is for ZeroMQ's thread, as above,
+ * the other is returned, for the thread that talks to it. Else -1, and nothing is done. */
 int mla_spin_share(void);
 
 #endif

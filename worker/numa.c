@@ -52,11 +52,11 @@ static bool read_device(const char *sysfs, const char *name, const char *what,
 /* As the kernel spells it. False: nothing that can be a name there. */
 static bool spell(const char *bus_id, char name[BUS_ID_BYTES])
 {
-    size_t length = strlen(bus_id);
-    if (length == 0 || length >= BUS_ID_BYTES || strchr(bus_id, '/'))
+    int length = snprintf(name, BUS_ID_BYTES, "%s", bus_id);
+    if (length <= 0 || length >= BUS_ID_BYTES || strchr(name, '/'))
         return false;
-    for (size_t i = 0; i <= length; i++)
-        name[i] = (char)tolower((unsigned char)bus_id[i]);
+    for (char *c = name; *c; c++)
+        *c = (char)tolower((unsigned char)*c);
     return true;
 }
 

@@ -157,7 +157,8 @@ static int count_threads(const char *prefix)
 {
     DIR *tasks = opendir("/proc/self/task");
     int count = 0;
-    for (struct dirent *task; tasks && (task = readdir(tasks));) {
+    cr_assert_not_null(tasks);
+    for (struct dirent *task; (task = readdir(tasks));) {
         char path[300];
         char name[32] = "";
         snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
