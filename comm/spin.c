@@ -3,11 +3,10 @@
 #include "proto/clock.h"
 
 #include <pthread.h>
-#include <stdatomic.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <unistd.h>
 
 enum { NAME_BYTES = 16 }; /* the kernel's */
 
@@ -18,37 +17,12 @@ static bool has_spinning_name(void)
            strncmp(name, MLA_SPIN_THREADS, strlen(MLA_SPIN_THREADS)) == 0;
 }
 
-static atomic_int own_processor = -1;
-
-void mla_spin_on(int processor)
-{
-    atomic_store(&own_processor, processor);
-}
-
-int mla_spin_share(void)
-{
-    cpu_set_t allowed;
-    int found[2] = {-1, -1};
-    int count = 0;
-    if (sysconf(_SC_NPROCESSORS_ONLN) <= 2 || sched_getaffinity(0, sizeof allowed, &allowed) != 0 ||
-        CPU_COUNT(&allowed) != 2)
-        return -1;
-    for (int i = 0; i < CPU_SETSIZE && count < 2; i++)
-        if (CPU_ISSET(i, &allowed))
-            found[count++] = i;
-    mla_spin_on(found[1]);
-    return found[0];
-}
-
 /* libzmq names a thread before it waits for the first time. */
 static bool spins(void)
 {
     static _Thread_local enum { UNKNOWN, SLEEPS, SPINS } kind;
-    if (kind != UNKNOWN)
-        return kind == SPINS;
-    kind = has_spinning_name() ? SPINS : SLEEPS;
-    if (kind == SPINS && atomic_load(&own_processor) >= 0)
-        (void)mla_stay_on(atomic_load(&own_processor));
+    if (kind == UNKNOWN)
+        kind = has_spinning_name() ? SPINS : SLEEPS;
     return kind == SPINS;
 }
 

@@ -10,29 +10,9 @@
 #ifndef MLA_COMM_SPIN_H
 #define MLA_COMM_SPIN_H
 
-#include <sched.h>
-#include <stdbool.h>
-
 /* ZMQ_THREAD_NAME_PREFIX of contexts whose threads spin. libzmq names them "NUMBER/ZMQbg/IO/N",
  * 15 characters at most. */
 #define MLA_SPIN_PREFIX  5214
 #define MLA_SPIN_THREADS "5214/ZMQbg/IO"
-
-/* Keeps the calling thread on a processor, and what threads it starts from now on. False: it may
- * not be there. */
-static inline bool mla_stay_on(int processor)
-{
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(processor, &one);
-    return sched_setaffinity(0, sizeof one, &one) == 0;
-}
-
-/* Such threads stay on this processor from their first wait on; at first, on none. */
-void mla_spin_on(int processor);
-
-/* For a process that may use exactly two processors of more: one is for ZeroMQ's thread, as above,
- * the other is returned, for the thread that talks to it. Else -1, and nothing is done. */
-int mla_spin_share(void);
 
 #endif

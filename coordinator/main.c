@@ -1,4 +1,3 @@
-#include "comm/spin.h"
 #include "coordinator/options.h"
 
 int main(int argc, char **argv)
@@ -7,7 +6,6 @@ int main(int argc, char **argv)
     enum mla_status status = mla_coordinator_options_parse(argc, argv, &options);
     if (status == MLA_AGAIN)
         return 0;
-    options.processor = status == MLA_OK && options.spin ? mla_spin_share() : -1;
     if (status == MLA_OK)
         status = mla_server_run(&options);
     return mla_status_exit_code(status);

@@ -46,7 +46,7 @@ static const char help[] =
     "                          ipc endpoints in folders that other users can enter\n"
     "  --spin                  look for messages without sleeping, here and in ZeroMQ's thread,\n"
     "                          which saves waking up in every RUN: takes two cores, also of an\n"
-    "                          idle service; where it may use just two, each thread has its own\n"
+    "                          idle service\n"
     "  --heartbeat-ms N        workers send a heartbeat so often (200)\n"
     "  --heartbeat-timeout-ms N  a group without one for so long is lost; a worker without an\n"
     "                          answer for so long joins again (1800)\n"

@@ -1,7 +1,6 @@
 #include "coordinator/server.h"
 
 #include "comm/region.h"
-#include "comm/spin.h"
 #include "coordinator/access.h"
 #include "coordinator/bounds.h"
 #include "coordinator/metrics.h"
@@ -302,8 +301,6 @@ enum mla_status mla_server_run(const struct mla_server_options *options)
         printf("bound %s %s\n", mla_channel_endpoint(server.workers),
                mla_channel_endpoint(server.clients));
         fflush(stdout);
-        if (options->processor >= 0) /* all threads are there: they would stay there, too */
-            (void)mla_stay_on(options->processor);
         serve(&server, &core);
         if (!options->keep_workers)
             dismiss_workers(&server);

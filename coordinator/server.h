@@ -10,7 +10,6 @@ struct mla_server_options {
     const char *workers;       /* for workers */
     bool payload_inline;       /* whatever core.region_bytes_max says */
     bool spin;                 /* never sleep */
-    int processor;             /* where the poll loop stays; -1: anywhere */
     const char *metrics;       /* address:port of the metrics page; NULL: none */
     const char *curve_keys;    /* folder of keys for tcp endpoints; NULL: none */
     bool keep_workers;         /* at the end they are not told to end, and wait for the next one */

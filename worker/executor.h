@@ -23,7 +23,6 @@ struct mla_executor_options {
     uint32_t connect_timeout_ms; /* how long to wait for a coordinator, each time */
     uint32_t poll_us; /* after a microbatch, how long to look for the next before sleeping */
     bool spin;        /* or for ever */
-    int processor;    /* where its main thread stays once the rank is ready; -1: anywhere */
 };
 
 /* MLA_OK after SHUTDOWN or a signal; MLA_TIMEOUT when no coordinator is there, or comes again;

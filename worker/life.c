@@ -1,6 +1,5 @@
 #include "worker/state.h"
 
-#include "comm/spin.h"
 #include "proto/clock.h"
 #include "worker/size.h"
 
@@ -214,16 +213,6 @@ static enum mla_status rehearse(struct executor *executor)
     return status;
 }
 
-/* Threads that libraries start inherit it, so not before they are there. */
-static void stay(struct executor *executor)
-{
-    struct life *life = &executor->life;
-    int processor = executor->options->processor;
-    life->stays = processor >= 0 &&
-                  sched_getaffinity(0, sizeof life->allowed, &life->allowed) == 0 &&
-                  mla_stay_on(processor);
-}
-
 enum mla_status life_fill(struct executor *executor)
 {
     struct life *life = &executor->life;
@@ -235,8 +224,6 @@ enum mla_status life_fill(struct executor *executor)
         status = mla_kvcache_resize(&life->cache, blocks);
     if (status == MLA_OK)
         status = mla_graphs_capture(&life->graphs);
-    if (status == MLA_OK)
-        stay(executor);
     return status;
 }
 
@@ -266,8 +253,6 @@ void life_end(struct executor *executor)
 {
     struct life *life = &executor->life;
     atomic_store(&executor->watch.begun_ns, 0);
-    if (life->stays)
-        (void)sched_setaffinity(0, sizeof life->allowed, &life->allowed);
     mla_gate_close(executor->gate);
     mla_heartbeat_stop(&life->heartbeat);
     for (uint32_t i = 0; life->steps && i < life->adopt.steps; i++)

@@ -1,5 +1,4 @@
 #include "comm/bootstrap.h"
-#include "comm/spin.h"
 #include "worker/executor.h"
 #include "worker/heartbeat.h"
 #include "worker/numa.h"
@@ -51,22 +50,9 @@ static int choose_threads(const struct mla_worker_options *options, uint32_t loc
     return threads > 0 ? threads : 1;
 }
 
-/* Where the main thread is to spin; ZeroMQ's spins beside it. */
-static int choose_processor(const struct mla_worker_options *options, const char *bus_id)
-{
-    cpu_set_t allowed;
-    int pair[2];
-    if (!options->spin || sched_getaffinity(0, sizeof allowed, &allowed) != 0 ||
-        mla_numa_spin_pair("/sys", bus_id, &allowed, pair) != MLA_OK)
-        return -1;
-    fprintf(stderr, "GPU %s: processors %d and %d spin\n", bus_id, pair[0], pair[1]);
-    mla_spin_on(pair[1]);
-    return pair[0];
-}
-
 /* A GPU for every rank of this host, or none: two ranks can't share one. */
 static enum mla_status make_backend(const struct mla_worker_options *options, uint32_t local_rank,
-                                    uint32_t local_ranks, int *processor, struct mla_backend **out)
+                                    uint32_t local_ranks, struct mla_backend **out)
 {
     uint64_t enough = (uint64_t)mla_backend_cuda_count() >= options->device + local_ranks;
     int device = (int)(options->device + local_rank);
@@ -82,10 +68,8 @@ static enum mla_status make_backend(const struct mla_worker_options *options, ui
         return MLA_OPTION;
     }
     mla_backend_cuda_bus_id(device, bus_id);
-    if (options->bind) { /* before anything allocates or starts threads */
+    if (options->bind) /* before anything allocates or starts threads */
         mla_numa_bind("/sys", bus_id);
-        *processor = choose_processor(options, bus_id);
-    }
     return mla_backend_cuda_create(device, out);
 }
 
@@ -131,7 +115,6 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
                                             .chunk_rows = options->chunk_rows,
                                             .connect_timeout_ms = options->connect_timeout_ms,
                                             .poll_us = options->poll_us,
-                                            .processor = -1,
                                             .spin = options->spin};
     static struct mla_watch watch;
     struct mla_heartbeat_thread *heartbeat = NULL;
@@ -161,7 +144,7 @@ static enum mla_status serve(const struct mla_worker_options *options, uint32_t 
     if (status == MLA_OK)
         status = mla_bootstrap_local(&local_rank, &local_ranks);
     if (status == MLA_OK)
-        status = make_backend(options, local_rank, local_ranks, &executor.processor, &backend);
+        status = make_backend(options, local_rank, local_ranks, &backend);
     if (status == MLA_OK)
         status = make_collective(options, backend, rank, ranks, &collective);
     if (status == MLA_OK)

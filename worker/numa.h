@@ -15,10 +15,4 @@ enum mla_status mla_numa_processors(const char *sysfs, const char *bus_id, cpu_s
  * Where there is none, or nothing is known, all stays as it is. */
 void mla_numa_bind(const char *sysfs, const char *bus_id);
 
-/* Two processors near a GPU, of two cores, for two threads that spin: those of no other GPU of this
- * host. MLA_AGAIN where that can't be told, or where pairs for all GPUs would be more than half of
- * the cores near them that are allowed. */
-enum mla_status mla_numa_spin_pair(const char *sysfs, const char *bus_id, const cpu_set_t *allowed,
-                                   int out[2]);
-
 #endif

@@ -119,8 +119,8 @@ static const struct mla_collective_ops collective_ops = {
 static enum mla_status count_life(const struct mla_config *config,
                                   const struct mla_size_options *options, uint64_t *bytes)
 {
-    const struct mla_executor_options executor_options = {
-        .kv_dtype = options->kv_dtype, .chunk_rows = options->chunk_rows, .processor = -1};
+    const struct mla_executor_options executor_options = {.kv_dtype = options->kv_dtype,
+                                                          .chunk_rows = options->chunk_rows};
     struct counter counter = {
         .backend = {.ops = &backend_ops, .activation = options->activation},
         .collective = {.ops = &collective_ops, .ranks = options->ranks},

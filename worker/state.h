@@ -10,8 +10,6 @@
 #include "worker/heartbeat.h"
 #include "worker/trace.h"
 
-#include <sched.h>
-
 /* From JOIN until the coordinator is gone. A zeroed one is none. */
 struct life {
     struct mla_channel_context *context;
@@ -27,8 +25,6 @@ struct life {
     struct mla_flights flights;
     struct mla_graphs graphs;
     struct mla_heartbeat_thread *heartbeat;
-    bool stays; /* on options->processor; before, it was allowed: */
-    cpu_set_t allowed;
 };
 
 struct executor {

@@ -77,30 +77,6 @@ list_cpus() {
     done < <(taskset -cp $$ | sed 's/.*: //' | tr ',' '\n')
 }
 
-# Two processors of two cores, apart from those that ranks choose (the last ones near their GPU), if
-# all that spin take no more than half of ours.
-choose_spinning() {
-    local cpu first
-    spinning=''
-    if [[ $spread || ${own[--bind]} != auto || ! -e /dev/nvidiactl ]] ||
-        ! has_option --spin "${coordinator_options[@]}" ||
-        ((4 * (1 + own[--ranks] * own[--groups]) > ${#cpus[@]})); then
-        return
-    fi
-    first=$(siblings_of "${cpus[0]}")
-    for cpu in "${cpus[@]:1}"; do
-        [[ $(siblings_of "$cpu") == "$first" ]] || {
-            spinning=${cpus[0]},$cpu
-            return
-        }
-    done
-}
-
-# The processors of the same core; where the kernel doesn't tell, its own number.
-siblings_of() {
-    cat "/sys/devices/system/cpu/cpu$1/topology/thread_siblings_list" 2>/dev/null || echo "$1"
-}
-
 # A RUN goes through some ten threads one after the other. On one processor each hands over to the
 # next within a microsecond or two; waking another processor takes ten times that. The coordinator
 # is with the last rank: what it sends to that one is the last it sends. Not with --spin: of threads
@@ -108,7 +84,6 @@ siblings_of() {
 choose_binding() {
     bound=''
     list_cpus
-    choose_spinning
     if [[ -z $spread && ${own[--bind]} == auto && ${OMP_NUM_THREADS:-1} == 1 ]] &&
         ! has_option --spin "${coordinator_options[@]}" &&
         ((own[--ranks] * own[--groups] == ${#cpus[@]} && ${#cpus[@]} > 1)) &&
@@ -126,8 +101,7 @@ cpus_of_group() {
 # ---- Commands, in `command`
 
 coordinator_command() {
-    command=(${bound:+taskset -c "${cpus[-1]}"} ${spinning:+taskset -c "$spinning"}
-        "$mla_bin/mla-coordinator"
+    command=(${bound:+taskset -c "${cpus[-1]}"} "$mla_bin/mla-coordinator"
         --groups "${own[--groups]}" "${coordinator_options[@]}" --workers "$workers_endpoint"
         ${endpoint:+--endpoint "$endpoint"})
 }

@@ -23,7 +23,7 @@ usage: mla-serve --model DIR [options]
 
   --bind B         auto: ranks on CPUs stay on their core where there is one for each, with the
                    coordinator on the last one's, and ranks on GPUs on the cores near theirs;
-                   what spins beside GPUs has a core of its own; none: never ($MLA_BIND, or auto)
+                   none: never ($MLA_BIND, or auto)
   --back-off-ms N  the longest pause before what keeps ending is started again (10000)
   --spin           coordinator and ranks, and ZeroMQ's thread in each, look for messages instead
                    of sleeping: two cores each, all the time; saves waking up in every RUN
