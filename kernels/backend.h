@@ -83,7 +83,8 @@ struct mla_rope {
     bool interleaved;
 };
 
-/* dst[row, 0..n) = (dst_dtype) src[row, 0..n). */
+/* dst[row, 0..n) = (dst_dtype) src[row, 0..n). Each of the two may be in memory from host_alloc, or
+ * given to host_register: small ones are sooner there than by a queue of their own. */
 struct mla_copy {
     int64_t rows, n;
     const void *src;
@@ -219,7 +220,7 @@ struct mla_backend_ops {
     void (*free)(struct mla_backend *, void *memory); /* NULL is allowed */
     /* Bytes that alloc could still give. */
     enum mla_status (*memory_free)(struct mla_backend *, uint64_t *bytes);
-    /* Host memory that copy_in and copy_out reach at full speed. */
+    /* Host memory that copy_in and copy_out reach at full speed, and `copy` at all. */
     enum mla_status (*host_alloc)(struct mla_backend *, size_t bytes, void **out);
     void (*host_free)(struct mla_backend *, void *memory); /* NULL is allowed */
     /* Gives memory that is there already what host_alloc's has, until host_unregister: whole

@@ -151,7 +151,7 @@ static enum mla_status land(struct executor *executor, uint32_t most)
 }
 
 static enum mla_status run_layer(struct executor *executor, const struct mla_work *work,
-                                 const struct mla_step *step, void **rows)
+                                 const struct mla_step *step, uint32_t turn, void **rows)
 {
     struct mla_backend *backend = executor->backend;
     char name[64];
@@ -160,7 +160,7 @@ static enum mla_status run_layer(struct executor *executor, const struct mla_wor
     backend->ops->range_begin(backend, name);
     enum mla_status status =
         mla_graphs_run(&executor->life.graphs, layer_index(executor->shard, work->layer), step,
-                       work->microbatch, rows);
+                       work->microbatch, turn, rows);
     backend->ops->range_end(backend);
     return status;
 }
@@ -194,7 +194,7 @@ static enum mla_status on_work(struct executor *executor, const struct mla_blob 
     if (!executor->backend->unified)
         status = mla_gate_pass(executor->gate, turns_back, executor);
     if (status == MLA_OK)
-        status = run_layer(executor, &work, step, &rows);
+        status = run_layer(executor, &work, step, flight->turn, &rows);
     if (status != MLA_OK)
         return status;
     flight->collective_ns = executor->collective->ns - collective_ns;

@@ -5,8 +5,8 @@
 #include <string.h>
 
 /* Two of these take 80 us on PCI Express: so long may a microbatch that comes meanwhile be kept
- * from computing by copies that are queued with the computing of another. */
-enum { ALONE_BYTES_MAX = 2 << 20 };
+ * from computing by copies on the queue that computes. */
+enum { DIRECT_BYTES_MAX = 2 << 20 };
 
 static enum mla_status reply_alloc(void *context, size_t bytes, void **out)
 {
@@ -65,8 +65,8 @@ enum mla_status mla_flights_init(struct mla_flights *flights, struct mla_backend
     enum mla_status status = mla_blob_pool_create_in(
         replies_max * (values * sizeof(float) * 2 + 8192), &memory, &flights->replies);
     size_t x_bytes = values * mla_dtype_bytes(backend->activation);
-    if (status == MLA_OK)
-        status = backend->ops->alloc(backend, x_bytes, &flights->x);
+    for (uint32_t i = 0; status == MLA_OK && i < mla_turns(backend); i++)
+        status = backend->ops->alloc(backend, x_bytes, &flights->x[i]);
     if (status == MLA_OK)
         status = make_zeros(flights, x_bytes);
     for (uint32_t i = 0; status == MLA_OK && i < MLA_FLIGHTS_MAX; i++)
@@ -94,7 +94,8 @@ void mla_flights_fini(struct mla_flights *flights)
         ops->fence_destroy(backend, flight->computed);
         ops->fence_destroy(backend, flight->gone);
     }
-    ops->free(backend, flights->x);
+    for (uint32_t i = 0; i < MLA_TURNS; i++)
+        ops->free(backend, flights->x[i]);
     ops->free(backend, flights->zeros);
     mla_blob_pool_destroy(&flights->replies);
     *flights = (struct mla_flights){0};
@@ -114,32 +115,41 @@ static enum mla_status convert(const struct mla_flights *flights, int64_t rows, 
     return flights->backend->ops->copy(flights->backend, &copy);
 }
 
-/* Whether the payload of this dtype is what the layer reads or writes, on the queue it works on. */
+/* Whether copies bring the payload of this dtype straight to or from what the layer has. */
 static bool is_straight(const struct mla_flights *flights, const struct mla_flight *flight,
                         uint32_t dtype)
 {
-    return flight->alone && (enum mla_dtype)dtype == flights->backend->activation;
+    return !flight->direct && (enum mla_dtype)dtype == flights->backend->activation;
 }
 
-/* The input to where operations can read it as one piece: flight->stage_in, or x. */
+/* Who had this flight's turn before and is still at work, or NULL. */
+static const struct mla_flight *last_of_turn(const struct mla_flights *flights,
+                                             const struct mla_flight *flight)
+{
+    uint32_t at = (uint32_t)(flight - flights->ring) + MLA_FLIGHTS_MAX - MLA_TURNS;
+    return flights->count > MLA_TURNS ? &flights->ring[at % MLA_FLIGHTS_MAX] : NULL;
+}
+
+/* The input by copies beside the computing: to x, or to stage_in. */
 static enum mla_status arrive(struct mla_flights *flights, struct mla_flight *flight,
                               const struct mla_pieces *pieces, size_t row)
 {
     struct mla_backend *backend = flights->backend;
     const struct mla_backend_ops *ops = backend->ops;
+    const struct mla_flight *last = last_of_turn(flights, flight);
     bool straight = is_straight(flights, flight, flight->work.dtype);
-    char *to = straight ? flights->x : flight->stage_in;
+    char *to = straight ? flights->x[flight->turn] : flight->stage_in;
     enum mla_status status = MLA_OK;
+    if (straight && last)
+        status = ops->fence_wait(backend, MLA_QUEUE_IN, last->computed);
     for (uint32_t i = 0; status == MLA_OK && i < pieces->input_count; i++) {
         const void *src = pieces->input[i].data;
         size_t bytes = (size_t)pieces->input[i].rows * row;
         if (flight->work.region == 0) /* frames are anywhere, and gone when we return */
             src = memcpy(flight->arrival, src, bytes);
-        status = (flight->alone ? ops->upload : ops->copy_in)(backend, to, src, bytes);
+        status = ops->copy_in(backend, to, src, bytes);
         to += bytes;
     }
-    if (flight->alone)
-        return status;
     if (status == MLA_OK)
         status = ops->fence_record(backend, MLA_QUEUE_IN, flight->arrived);
     if (status == MLA_OK)
@@ -147,45 +157,73 @@ static enum mla_status arrive(struct mla_flights *flights, struct mla_flight *fl
     return status;
 }
 
-/* What can be read as values of the dtype: frames come at any address. */
-static const void *aligned(const struct mla_flight *flight, const struct mla_piece *piece,
-                           size_t row)
+/* Where operations can read a piece. Frames come at any address of any memory, and are gone when we
+ * return. */
+static const void *readable(const struct mla_flights *flights, const struct mla_flight *flight,
+                            const struct mla_piece *piece, size_t row)
 {
-    if ((uintptr_t)piece->data % sizeof(float) == 0)
-        return piece->data;
-    return memcpy(flight->arrival, piece->data, (size_t)piece->rows * row);
+    bool stays = flights->backend->unified ? (uintptr_t)piece->data % sizeof(float) == 0
+                                           : flight->work.region != 0;
+    return stays ? piece->data : memcpy(flight->arrival, piece->data, (size_t)piece->rows * row);
 }
 
-/* Input to x. */
-static enum mla_status take_in(struct mla_flights *flights, struct mla_flight *flight,
-                               const struct mla_pieces *pieces)
+/* The input from where it is to x. */
+static enum mla_status read_direct(struct mla_flights *flights, struct mla_flight *flight,
+                                   const struct mla_pieces *pieces, size_t input_row)
 {
-    enum mla_dtype dtype = (enum mla_dtype)flight->work.dtype;
     enum mla_dtype activation = flights->backend->activation;
     size_t row = (size_t)flights->hidden * mla_dtype_bytes(activation);
-    size_t input_row = (size_t)flights->hidden * mla_dtype_bytes(dtype);
     enum mla_status status = MLA_OK;
-    char *to = flights->x;
-    if (is_straight(flights, flight, flight->work.dtype))
-        return MLA_OK;
-    if (!flights->backend->unified)
-        return convert(flights, flight->work.rows, flight->stage_in, dtype, to, activation);
+    char *to = flights->x[flight->turn];
     for (uint32_t i = 0; status == MLA_OK && i < pieces->input_count; i++) {
         const struct mla_piece *piece = &pieces->input[i];
-        status =
-            convert(flights, piece->rows, aligned(flight, piece, input_row), dtype, to, activation);
+        status = convert(flights, piece->rows, readable(flights, flight, piece, input_row),
+                         (enum mla_dtype)flight->work.dtype, to, activation);
         to += (size_t)piece->rows * row;
     }
     return status;
 }
 
+/* Finished rows to where they belong. */
+static enum mla_status write_direct(struct mla_flights *flights, const struct mla_flight *flight,
+                                    const struct mla_piece *pieces, uint32_t count,
+                                    const void *rows)
+{
+    enum mla_dtype activation = flights->backend->activation;
+    size_t row = (size_t)flights->hidden * mla_dtype_bytes(activation);
+    enum mla_status status = MLA_OK;
+    const char *from = rows;
+    for (uint32_t i = 0; status == MLA_OK && i < count; i++) {
+        status = convert(flights, pieces[i].rows, from, activation, pieces[i].data,
+                         (enum mla_dtype)flight->work.reply_dtype);
+        from += (size_t)pieces[i].rows * row;
+    }
+    return status;
+}
+
+/* Rows [rows, padded) of x become zero, unless they are: the layers of a step find them so. */
+static enum mla_status pad(struct mla_flights *flights, uint32_t turn, int64_t rows, int64_t padded)
+{
+    struct mla_backend *backend = flights->backend;
+    size_t row = (size_t)flights->hidden * mla_dtype_bytes(backend->activation);
+    if (flights->zero[turn].first < rows)
+        flights->zero[turn].first = rows;
+    if (rows == padded || (flights->zero[turn].first == rows && flights->zero[turn].end >= padded))
+        return MLA_OK;
+    flights->zero[turn].first = rows;
+    flights->zero[turn].end = padded;
+    return backend->ops->move(backend, (char *)flights->x[turn] + (size_t)rows * row,
+                              flights->zeros, (size_t)(padded - rows) * row);
+}
+
 /* Whether a flight that has just begun had better not use the queues for copies. */
-static bool is_alone(const struct mla_flights *flights, const struct mla_work *work)
+static bool is_direct(const struct mla_flights *flights, const struct mla_work *work)
 {
     size_t row = (size_t)flights->hidden * mla_dtype_bytes((enum mla_dtype)work->dtype);
     size_t reply_row = (size_t)flights->hidden * mla_dtype_bytes((enum mla_dtype)work->reply_dtype);
-    return !flights->backend->unified && flights->count == 1 &&
-           work->rows * (row > reply_row ? row : reply_row) <= ALONE_BYTES_MAX;
+    return flights->backend->unified ||
+           (flights->count == 1 &&
+            work->rows * (row > reply_row ? row : reply_row) <= DIRECT_BYTES_MAX);
 }
 
 enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_work *work,
@@ -194,64 +232,46 @@ enum mla_status mla_flights_begin(struct mla_flights *flights, const struct mla_
 {
     assert(!mla_flights_full(flights) && padded <= flights->rows_max);
     struct mla_backend *backend = flights->backend;
+    const struct mla_backend_ops *ops = backend->ops;
     struct mla_flight *flight =
         &flights->ring[(flights->first + flights->count++) % MLA_FLIGHTS_MAX];
     flight->work = *work;
     flight->collective_ns = 0;
-    flight->alone = is_alone(flights, work);
-    size_t row = (size_t)flights->hidden * mla_dtype_bytes(backend->activation);
+    flight->turn = flights->turn;
+    flights->turn = (flights->turn + 1) % mla_turns(backend);
+    flight->direct = is_direct(flights, work);
     size_t input_row = (size_t)flights->hidden * mla_dtype_bytes((enum mla_dtype)work->dtype);
+    const struct mla_flight *last = last_of_turn(flights, flight);
     enum mla_status status = MLA_OK;
-    if (work->rows > 0 && !backend->unified)
-        status = arrive(flights, flight, pieces, input_row);
-    if (status == MLA_OK)
-        status = backend->ops->fence_record(backend, MLA_QUEUE_COMPUTE, flight->begun);
+    if (last) /* its result leaves from where this one's comes to */
+        status = ops->fence_wait(backend, MLA_QUEUE_COMPUTE, last->gone);
     if (status == MLA_OK && work->rows > 0)
-        status = take_in(flights, flight, pieces);
-    if (status == MLA_OK && padded > work->rows)
-        status = backend->ops->move(backend, (char *)flights->x + work->rows * row, flights->zeros,
-                                    (size_t)(padded - work->rows) * row);
+        status = (flight->direct ? read_direct : arrive)(flights, flight, pieces, input_row);
+    if (status == MLA_OK)
+        status = ops->fence_record(backend, MLA_QUEUE_COMPUTE, flight->begun);
+    if (status == MLA_OK && work->rows > 0 && !flight->direct &&
+        !is_straight(flights, flight, work->dtype))
+        status = convert(flights, work->rows, flight->stage_in, (enum mla_dtype)work->dtype,
+                         flights->x[flight->turn], backend->activation);
+    if (status == MLA_OK)
+        status = pad(flights, flight->turn, work->rows, padded);
     *out = flight;
     return status;
 }
 
-/* Finished rows to where they can leave from: on a backend whose memory is the host's, that is
- * where they belong. */
-static enum mla_status take_out(struct mla_flights *flights, const struct mla_flight *flight,
-                                const struct mla_piece *pieces, uint32_t count, const void *rows)
-{
-    enum mla_dtype dtype = (enum mla_dtype)flight->work.reply_dtype;
-    enum mla_dtype activation = flights->backend->activation;
-    size_t row = (size_t)flights->hidden * mla_dtype_bytes(activation);
-    enum mla_status status = MLA_OK;
-    const char *from = rows;
-    if (is_straight(flights, flight, flight->work.reply_dtype))
-        return MLA_OK;
-    if (!flights->backend->unified)
-        return convert(flights, flight->work.rows, rows, activation, flight->stage, dtype);
-    for (uint32_t i = 0; status == MLA_OK && i < count; i++) {
-        status = convert(flights, pieces[i].rows, from, activation, pieces[i].data, dtype);
-        from += (size_t)pieces[i].rows * row;
-    }
-    return status;
-}
-
+/* Finished rows by copies beside what computes next, from `from`. */
 static enum mla_status leave(struct mla_flights *flights, const struct mla_flight *flight,
                              const struct mla_piece *pieces, uint32_t count, size_t row,
-                             const void *rows)
+                             const void *from)
 {
     struct mla_backend *backend = flights->backend;
     const struct mla_backend_ops *ops = backend->ops;
-    bool straight = is_straight(flights, flight, flight->work.reply_dtype);
-    const char *from = straight ? rows : flight->stage;
-    enum mla_status status = MLA_OK;
-    if (!flight->alone)
-        status = ops->fence_wait(backend, MLA_QUEUE_OUT, flight->computed);
+    const char *at = from;
+    enum mla_status status = ops->fence_wait(backend, MLA_QUEUE_OUT, flight->computed);
     for (uint32_t i = 0; status == MLA_OK && i < count; i++) {
         size_t bytes = (size_t)pieces[i].rows * row;
-        status =
-            (flight->alone ? ops->download : ops->copy_out)(backend, pieces[i].data, from, bytes);
-        from += bytes;
+        status = ops->copy_out(backend, pieces[i].data, at, bytes);
+        at += bytes;
     }
     return status;
 }
@@ -261,8 +281,8 @@ enum mla_status mla_flights_end(struct mla_flights *flights, struct mla_flight *
 {
     struct mla_backend *backend = flights->backend;
     const struct mla_backend_ops *ops = backend->ops;
-    size_t row =
-        (size_t)flights->hidden * mla_dtype_bytes((enum mla_dtype)flight->work.reply_dtype);
+    enum mla_dtype dtype = (enum mla_dtype)flight->work.reply_dtype;
+    size_t row = (size_t)flights->hidden * mla_dtype_bytes(dtype);
     uint32_t count = pieces->output_count;
     const struct mla_piece *output = pieces->output;
     struct mla_piece reply = {.rows = flight->work.rows};
@@ -273,14 +293,18 @@ enum mla_status mla_flights_end(struct mla_flights *flights, struct mla_flight *
         output = &reply;
         count = 1;
     }
-    if (status == MLA_OK && flight->work.rows > 0)
-        status = take_out(flights, flight, output, count, rows);
+    bool staged = !flight->direct && !is_straight(flights, flight, dtype);
+    if (status == MLA_OK && staged && flight->work.rows > 0)
+        status =
+            convert(flights, flight->work.rows, rows, backend->activation, flight->stage, dtype);
     if (status == MLA_OK)
         status = ops->fence_record(backend, MLA_QUEUE_COMPUTE, flight->computed);
-    if (status == MLA_OK && !backend->unified)
-        status = leave(flights, flight, output, count, row, rows);
     if (status == MLA_OK)
-        status = ops->fence_record(backend, flight->alone ? MLA_QUEUE_COMPUTE : MLA_QUEUE_OUT,
+        status = flight->direct
+                     ? write_direct(flights, flight, output, count, rows)
+                     : leave(flights, flight, output, count, row, staged ? flight->stage : rows);
+    if (status == MLA_OK)
+        status = ops->fence_record(backend, flight->direct ? MLA_QUEUE_COMPUTE : MLA_QUEUE_OUT,
                                    flight->gone);
     return status;
 }

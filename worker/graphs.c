@@ -15,7 +15,7 @@ struct mla_graphs_bucket {
     struct captured {
         struct mla_graph *graph;
         void *out;
-    } * layers; /* [layer_count] */
+    } (*layers)[MLA_TURNS]; /* [layer_count] */
 };
 
 static struct mla_backend *backend_of(const struct mla_graphs *graphs)
@@ -34,14 +34,14 @@ static enum mla_status agree(const struct mla_graphs *graphs, bool *all)
 
 /* One layer on the arrays in the bucket's place. *captured is false where a rank could not. */
 static enum mla_status capture(struct mla_graphs *graphs, uint32_t index, uint32_t bucket_index,
-                               bool *captured)
+                               uint32_t turn, bool *captured)
 {
     struct mla_backend *backend = backend_of(graphs);
-    struct captured *to = &graphs->buckets[bucket_index].layers[index];
+    struct captured *to = &graphs->buckets[bucket_index].layers[index][turn];
     const struct mla_microbatch *place = &graphs->places.microbatches[bucket_index];
     bool ok = backend->ops->capture_begin(backend) == MLA_OK;
     if (ok) {
-        ok = mla_layer_run(graphs->layer, index, place, graphs->x, &to->out) == MLA_OK;
+        ok = mla_layer_run(graphs->layer, index, place, graphs->x[turn], turn, &to->out) == MLA_OK;
         ok = backend->ops->capture_end(backend, &to->graph) == MLA_OK && ok;
     }
     enum mla_status status = agree(graphs, &ok);
@@ -62,7 +62,8 @@ static enum mla_status warm_up(struct mla_graphs *graphs)
     void *out = NULL;
     enum mla_status status = device->ops->tune ? device->ops->tune(device, true) : MLA_OK;
     for (uint32_t b = graphs->count; status == MLA_OK && b-- > 0;)
-        status = mla_layer_run(graphs->layer, 0, &graphs->places.microbatches[b], graphs->x, &out);
+        status =
+            mla_layer_run(graphs->layer, 0, &graphs->places.microbatches[b], graphs->x[0], 0, &out);
     if (status == MLA_OK && device->ops->tune)
         status = device->ops->tune(device, false);
     return status;
@@ -72,21 +73,22 @@ enum mla_status mla_graphs_capture(struct mla_graphs *graphs)
 {
     struct mla_backend *backend = backend_of(graphs);
     const struct mla_shard *shard = graphs->layer->shard;
+    const uint32_t turns = mla_turns(backend);
+    const uint32_t each = shard->layer_count * turns; /* of a bucket */
     uint64_t before = 0;
     uint64_t after = 0;
     if (graphs->mode != MLA_GRAPHS_START)
         return MLA_OK;
     enum mla_status status = backend->ops->memory_free(backend, &before);
     for (uint32_t b = graphs->count; status == MLA_OK && b-- > 0;) { /* the largest needs most */
-        for (uint32_t l = 0; status == MLA_OK && l < shard->layer_count; l++) {
+        for (uint32_t i = 0; status == MLA_OK && i < each; i++) {
             bool captured = false;
-            status = capture(graphs, l, b, &captured);
+            status = capture(graphs, i / turns, b, i % turns, &captured);
             if (status != MLA_OK || !captured)
                 return status;
             if (shard->rank == 0)
-                mla_progress_show("captured", "graph",
-                                  (graphs->count - 1 - b) * shard->layer_count + l + 1,
-                                  graphs->count * shard->layer_count, shard->layer_count);
+                mla_progress_show("captured", "graph", (graphs->count - 1 - b) * each + i + 1,
+                                  graphs->count * each, each);
         }
     }
     if (status == MLA_OK)
@@ -117,10 +119,13 @@ static enum mla_status build_places(struct mla_graphs *graphs)
     return status;
 }
 
-enum mla_status mla_graphs_init(struct mla_graphs *graphs, struct mla_layer *layer, const void *x,
-                                enum mla_graphs_mode mode, const uint32_t *buckets, uint32_t count)
+enum mla_status mla_graphs_init(struct mla_graphs *graphs, struct mla_layer *layer,
+                                void *const x[MLA_TURNS], enum mla_graphs_mode mode,
+                                const uint32_t *buckets, uint32_t count)
 {
-    *graphs = (struct mla_graphs){.layer = layer, .x = x, .mode = mode};
+    *graphs = (struct mla_graphs){.layer = layer, .mode = mode};
+    for (uint32_t i = 0; i < MLA_TURNS; i++)
+        graphs->x[i] = x[i];
     if (!layer->backend->graphs || count == 0)
         graphs->mode = MLA_GRAPHS_OFF;
     if (graphs->mode == MLA_GRAPHS_OFF)
@@ -150,10 +155,11 @@ void mla_graphs_fini(struct mla_graphs *graphs)
         return;
     struct mla_backend *backend = backend_of(graphs);
     for (uint32_t b = 0; b < graphs->count; b++) {
-        struct captured *layers = graphs->buckets[b].layers;
+        struct captured(*layers)[MLA_TURNS] = graphs->buckets[b].layers;
         for (uint32_t l = 0; layers && l < graphs->layer->shard->layer_count; l++)
-            if (layers[l].graph)
-                backend->ops->graph_destroy(backend, layers[l].graph);
+            for (uint32_t i = 0; i < MLA_TURNS; i++)
+                if (layers[l][i].graph)
+                    backend->ops->graph_destroy(backend, layers[l][i].graph);
         free(layers);
     }
     free(graphs->buckets);
@@ -170,13 +176,14 @@ static uint32_t find_bucket(const struct mla_graphs *graphs, int64_t padded)
 }
 
 enum mla_status mla_graphs_run(struct mla_graphs *graphs, uint32_t index,
-                               const struct mla_step *step, uint32_t microbatch, void **out)
+                               const struct mla_step *step, uint32_t microbatch, uint32_t turn,
+                               void **out)
 {
     struct mla_backend *backend = backend_of(graphs);
     const struct mla_microbatch *mb = &step->microbatches[microbatch];
     uint32_t at = mb->kind == MLA_DECODE ? find_bucket(graphs, mb->padded) : graphs->count;
     if (graphs->mode == MLA_GRAPHS_OFF || at == graphs->count)
-        return mla_layer_run(graphs->layer, index, mb, graphs->x, out);
+        return mla_layer_run(graphs->layer, index, mb, graphs->x[turn], turn, out);
 
     struct mla_graphs_bucket *bucket = &graphs->buckets[at];
     const struct mla_microbatch *place = &graphs->places.microbatches[at];
@@ -187,12 +194,12 @@ enum mla_status mla_graphs_run(struct mla_graphs *graphs, uint32_t index,
         bucket->step = step->number;
         bucket->microbatch = microbatch;
     }
-    struct captured *captured = &bucket->layers[index];
+    struct captured *captured = &bucket->layers[index][turn];
     if (status == MLA_OK && !captured->graph) {
         bool ok = false;
-        status = mla_layer_run(graphs->layer, index, place, graphs->x, out);
+        status = mla_layer_run(graphs->layer, index, place, graphs->x[turn], turn, out);
         if (status == MLA_OK)
-            status = capture(graphs, index, at, &ok);
+            status = capture(graphs, index, at, turn, &ok);
         if (status != MLA_OK || !ok)
             return status;
         return MLA_OK; /* ran eagerly just now */

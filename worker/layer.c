@@ -58,8 +58,8 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
     if (status == MLA_OK)
         status = collective->ops->alloc(
             collective, rows * mla_latent_row(c, shard->ranks) * element, &layer->latents);
-    if (status == MLA_OK)
-        status = collective->ops->alloc(collective, rows * c->hidden * element, &layer->partial);
+    for (uint32_t i = 0; status == MLA_OK && i < mla_turns(backend); i++)
+        status = collective->ops->alloc(collective, rows * c->hidden * element, &layer->partial[i]);
     if (status != MLA_OK)
         mla_layer_fini(layer);
     return status;
@@ -71,7 +71,8 @@ void mla_layer_fini(struct mla_layer *layer)
                              layer->expanded,  layer->context,  layer->heads_out,
                              layer->chunk_out, layer->lse,      layer->chunk_lse};
     layer->collective->ops->free(layer->collective, layer->latents);
-    layer->collective->ops->free(layer->collective, layer->partial);
+    for (uint32_t i = 0; i < MLA_TURNS; i++)
+        layer->collective->ops->free(layer->collective, layer->partial[i]);
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         if (buffers[i])
             layer->backend->ops->free(layer->backend, buffers[i]);
@@ -371,7 +372,8 @@ static enum mla_status attend_prefill(struct mla_layer *layer, uint32_t index,
 }
 
 enum mla_status mla_layer_run(struct mla_layer *layer, uint32_t index,
-                              const struct mla_microbatch *mb, const void *x, void **out)
+                              const struct mla_microbatch *mb, const void *x, uint32_t turn,
+                              void **out)
 {
     const struct mla_config *c = &layer->shard->config;
     const struct mla_layer_weights *w = &layer->shard->weights[index];
@@ -380,6 +382,8 @@ enum mla_status mla_layer_run(struct mla_layer *layer, uint32_t index,
     int64_t own = mb->padded / layer->shard->ranks;
     int64_t width = latent_row(layer);
     int64_t heads = layer->shard->heads;
+    void *partial = layer->partial[turn];
+    assert(turn < mla_turns(backend));
     assert(mb->padded <= (mb->kind == MLA_DECODE ? layer->decode_rows_max : layer->rows_max));
 
     struct mla_kv_write write = {.pool = mla_kvcache_pool(layer->cache, index),
@@ -390,7 +394,7 @@ enum mla_status mla_layer_run(struct mla_layer *layer, uint32_t index,
     struct mla_gemm q = linear(mb->padded, heads * (c->nope + c->rope), mla_q_input(c),
                                layer->latents, width, w->q_b, NULL, layer->q, q_row(layer));
     struct mla_gemm o = linear(mb->padded, c->hidden, heads * c->v, layer->heads_out, heads * c->v,
-                               w->o, w->o_bias, layer->partial, c->hidden);
+                               w->o, w->o_bias, partial, c->hidden);
 
     TRY(project_down(layer, index, w, mb, x));
     TRY(collective->ops->all_gather(collective, layer->latents, (size_t)(own * width)));
@@ -403,6 +407,5 @@ enum mla_status mla_layer_run(struct mla_layer *layer, uint32_t index,
     else
         TRY(attend_prefill(layer, index, w, mb));
     TRY(backend->ops->gemm(backend, &o));
-    return collective->ops->reduce_scatter(collective, layer->partial, (size_t)(own * c->hidden),
-                                           out);
+    return collective->ops->reduce_scatter(collective, partial, (size_t)(own * c->hidden), out);
 }

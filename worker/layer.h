@@ -9,6 +9,16 @@
 #include "worker/shard.h"
 #include "worker/step.h"
 
+/* The rows of one microbatch go in and out while another computes: they take turns, each with an x
+ * and a result of its own. */
+enum { MLA_TURNS = 2 };
+
+/* Where operations have finished when they return, there is nothing to take turns with. */
+static inline uint32_t mla_turns(const struct mla_backend *backend)
+{
+    return backend->unified ? 1 : MLA_TURNS;
+}
+
 /* What a layer needs besides a microbatch. Buffers are sized for rows_max padded rows, of decode
  * decode_rows_max, and chunk_rows of cached context, activation dtype, the backend's memory;
  * what collectives read and write is from theirs. */
@@ -27,7 +37,8 @@ struct mla_layer {
     void *heads_out;        /* [rows, N, v] */
     void *chunk_out;        /* [rows, N, v] */
     float *lse, *chunk_lse; /* [rows, N] */
-    void *partial;          /* [rows, hidden] */
+    /* [rows, hidden] of each turn */
+    void *partial[MLA_TURNS];
 };
 
 /* rows_max, decode_rows_max (at most rows_max): multiples of the ranks. MLA_MEMORY. */
@@ -38,9 +49,10 @@ enum mla_status mla_layer_init(struct mla_layer *layer, struct mla_backend *back
 void mla_layer_fini(struct mla_layer *layer);
 
 /* Runs layer `index` (of the shard's list) on a microbatch. x [padded / ranks, hidden]: this
- * rank's own rows; *out: its own finished rows, in `partial`, valid until the next run. All
- * ranks call it with the same plan in the same order. */
+ * rank's own rows; *out: its own finished rows, in partial[turn], valid until the next run of the
+ * same turn (below mla_turns). All ranks call it with the same plan in the same order. */
 enum mla_status mla_layer_run(struct mla_layer *layer, uint32_t index,
-                              const struct mla_microbatch *microbatch, const void *x, void **out);
+                              const struct mla_microbatch *microbatch, const void *x, uint32_t turn,
+                              void **out);
 
 #endif

@@ -206,7 +206,7 @@ static enum mla_status rehearse(struct executor *executor)
     enum mla_status status = mla_step_build(&step, &life->cache, &plan,
                                             executor->options->chunk_rows, executor->shard->heads);
     if (status == MLA_OK)
-        status = mla_layer_run(&life->layer, 0, &step.microbatches[0], life->flights.x, &out);
+        status = mla_layer_run(&life->layer, 0, &step.microbatches[0], life->flights.x[0], 0, &out);
     if (status == MLA_OK)
         status = backend->ops->synchronize(backend);
     mla_step_fini(&step, backend);

@@ -79,12 +79,21 @@ static enum mla_status transfer(struct mla_backend *backend, enum mla_queue queu
                           "cudaMemcpyAsync");
 }
 
-/* A captured transfer would read the host's memory again at each replay. */
+/* Kernels are given the host's own address, which is the device's wherever there is Linux. */
 static enum mla_status cuda_host_register(struct mla_backend *backend, void *memory, size_t bytes)
 {
-    return mla_cuda_check(mla_cuda_of(backend),
-                          cudaHostRegister(memory, bytes, cudaHostRegisterDefault),
-                          "cudaHostRegister");
+    struct mla_cuda *cuda = mla_cuda_of(backend);
+    void *address = NULL;
+    enum mla_status status = mla_cuda_check(
+        cuda, cudaHostRegister(memory, bytes, cudaHostRegisterMapped), "cudaHostRegister");
+    if (status != MLA_OK)
+        return status;
+    status = mla_cuda_check(cuda, cudaHostGetDevicePointer(&address, memory, 0),
+                            "cudaHostGetDevicePointer");
+    if (status == MLA_OK && address == memory)
+        return MLA_OK;
+    mla_cuda_check(cuda, cudaHostUnregister(memory), "cudaHostUnregister");
+    return status == MLA_OK ? MLA_MEMORY : status;
 }
 
 static void cuda_host_unregister(struct mla_backend *backend, void *memory)
@@ -92,6 +101,7 @@ static void cuda_host_unregister(struct mla_backend *backend, void *memory)
     mla_cuda_check(mla_cuda_of(backend), cudaHostUnregister(memory), "cudaHostUnregister");
 }
 
+/* A captured transfer would read the host's memory again at each replay. */
 static enum mla_status cuda_upload(struct mla_backend *backend, void *dst, const void *src,
                                    size_t bytes)
 {

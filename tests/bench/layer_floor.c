@@ -21,7 +21,7 @@ static enum mla_status run_layer(void *context)
 {
     struct half *half = context;
     void *out;
-    return mla_layer_run(&half->setup->layer, 0, half->microbatch, half->setup->x, &out);
+    return mla_layer_run(&half->setup->layer, 0, half->microbatch, half->setup->x, 0, &out);
 }
 
 /* Operation by operation, eagerly. Each reads weights that were not read before, so that one

@@ -16,7 +16,7 @@ static enum mla_status run_on(struct mla_layer_setup *setup, struct mla_backend 
 {
     void *out;
     setup->layer.backend = backend;
-    enum mla_status status = mla_layer_run(&setup->layer, 0, microbatch, setup->x, &out);
+    enum mla_status status = mla_layer_run(&setup->layer, 0, microbatch, setup->x, 0, &out);
     setup->layer.backend = setup->backend;
     return status == MLA_OK ? setup->backend->ops->synchronize(setup->backend) : status;
 }

@@ -37,7 +37,7 @@ static struct mla_layer layer;
 static struct mla_step steps[2]; /* open at the same time */
 struct plan world_plan;
 struct mla_graphs world_graphs;
-static void *x;                             /* [ROWS_MAX, hidden] activation */
+static void *x[MLA_TURNS];                  /* [ROWS_MAX, hidden] activation */
 static float *inputs[LAYERS][SEQUENCES];    /* [length, hidden] */
 static double *expected[LAYERS][SEQUENCES]; /* likewise */
 static bool written[BLOCKS * MLA_BLOCK_TOKENS];
@@ -136,7 +136,9 @@ void world_begin(const struct model *model, struct mla_backend *given, enum mla_
                                 chunk_rows),
                  MLA_OK);
     cr_assert_leq(shard.config.hidden, HIDDEN_MAX);
-    cr_assert_eq(backend->ops->alloc(backend, sizeof(float) * ROWS_MAX * HIDDEN_MAX, &x), MLA_OK);
+    for (uint32_t i = 0; i < mla_turns(backend); i++)
+        cr_assert_eq(backend->ops->alloc(backend, sizeof(float) * ROWS_MAX * HIDDEN_MAX, &x[i]),
+                     MLA_OK);
     poison();
     make_expected();
     plan_begin(&world_plan, 1);
@@ -171,7 +173,8 @@ void world_end(void)
     mla_step_fini(&steps[0], backend);
     mla_step_fini(&steps[1], backend);
     mla_graphs_fini(&world_graphs);
-    backend->ops->free(backend, x);
+    for (uint32_t i = 0; i < MLA_TURNS; i++)
+        backend->ops->free(backend, x[i]);
     mla_layer_fini(&layer);
     mla_kvcache_fini(&cache);
     mla_shard_free(&shard, backend);
@@ -186,8 +189,9 @@ static void convert(const float *from, uint16_t *to, size_t count)
         to[i] = mla_f32_to_bf16(from[i]);
 }
 
-/* The microbatch's rows to x. Padding rows are NaN when they come in. */
-static void load_x(uint32_t index, const struct plan *plan, const struct mla_plan_microbatch *mb)
+/* The microbatch's rows to the turn's x. Padding rows are NaN when they come in. */
+static void load_x(uint32_t index, const struct plan *plan, const struct mla_plan_microbatch *mb,
+                   uint32_t turn)
 {
     size_t hidden = shard.config.hidden;
     size_t count = mb->padded * hidden;
@@ -207,7 +211,7 @@ static void load_x(uint32_t index, const struct plan *plan, const struct mla_pla
         from = host + count;
     }
     cr_assert_eq(
-        backend->ops->upload(backend, x, from, count * mla_dtype_bytes(backend->activation)),
+        backend->ops->upload(backend, x[turn], from, count * mla_dtype_bytes(backend->activation)),
         MLA_OK);
     cr_assert_eq(backend->ops->synchronize(backend), MLA_OK);
     free(host);
@@ -215,17 +219,18 @@ static void load_x(uint32_t index, const struct plan *plan, const struct mla_pla
 
 /* One layer of one microbatch of an open step: out [padded, hidden], f32. */
 static void run(const struct plan *plan, const struct mla_step *step, uint32_t index,
-                uint32_t microbatch, bool eager, float *out)
+                uint32_t microbatch, uint32_t turn, bool eager, float *out)
 {
     const struct mla_plan_microbatch *mb = &plan->microbatches[microbatch];
     size_t count = (size_t)mb->padded * shard.config.hidden;
     void *rows = NULL;
-    load_x(index, plan, mb);
+    load_x(index, plan, mb, turn);
     if (eager)
-        cr_assert_eq(mla_layer_run(&layer, index, &step->microbatches[microbatch], x, &rows),
-                     MLA_OK);
+        cr_assert_eq(
+            mla_layer_run(&layer, index, &step->microbatches[microbatch], x[turn], turn, &rows),
+            MLA_OK);
     else
-        cr_assert_eq(mla_graphs_run(&world_graphs, index, step, microbatch, &rows), MLA_OK);
+        cr_assert_eq(mla_graphs_run(&world_graphs, index, step, microbatch, turn, &rows), MLA_OK);
     cr_assert_eq(
         backend->ops->download(backend, out, rows, count * mla_dtype_bytes(backend->activation)),
         MLA_OK);
@@ -277,7 +282,7 @@ static float *eager_run(const struct plan *plan, const struct mla_step *step, ui
                         uint32_t microbatch, const char *what)
 {
     float *out = malloc(sizeof *out * ROWS_MAX * HIDDEN_MAX);
-    run(plan, step, index, microbatch, true, out);
+    run(plan, step, index, microbatch, 0, true, out);
     double found = difference(plan, index, microbatch, out);
     /* NaN is not below anything. */
     cr_expect(found < tolerance, "%s, layer %u, microbatch %u: %g", what, index, microbatch, found);
@@ -285,10 +290,10 @@ static float *eager_run(const struct plan *plan, const struct mla_step *step, ui
 }
 
 static void expect_again(const struct plan *plan, const struct mla_step *step, uint32_t index,
-                         uint32_t microbatch, const float *out, const char *what)
+                         uint32_t microbatch, uint32_t turn, const float *out, const char *what)
 {
     static float again[ROWS_MAX * HIDDEN_MAX];
-    run(plan, step, index, microbatch, false, again);
+    run(plan, step, index, microbatch, turn, false, again);
     cr_expect_arr_eq(
         out, again, sizeof *out * plan->microbatches[microbatch].rows * shard.config.hidden,
         "%s, layer %u, microbatch %u: another result the second time", what, index, microbatch);
@@ -296,12 +301,13 @@ static void expect_again(const struct plan *plan, const struct mla_step *step, u
 
 void world_run_step(const char *what)
 {
+    const uint32_t turns = mla_turns(backend);
     build(&world_plan, &steps[0]);
     for (uint32_t l = LAYERS; l-- > 0;)
         for (uint32_t m = 0; m < world_plan.message.microbatch_count; m++) {
             float *out = eager_run(&world_plan, &steps[0], l, m, what);
-            expect_again(&world_plan, &steps[0], l, m, out, what);
-            expect_again(&world_plan, &steps[0], l, m, out, what);
+            for (uint32_t i = 0; i < 2 * turns; i++)
+                expect_again(&world_plan, &steps[0], l, m, i % turns, out, what);
             free(out);
         }
     mark_written(&world_plan);
@@ -310,14 +316,15 @@ void world_run_step(const char *what)
 
 static void run_pair(const struct plan *other, const char *what)
 {
+    const uint32_t turns = mla_turns(backend);
     build(&world_plan, &steps[0]);
     build(other, &steps[1]);
     for (uint32_t l = 0; l < LAYERS; l++) {
         float *one = eager_run(&world_plan, &steps[0], l, 0, what);
         float *two = eager_run(other, &steps[1], l, 0, what);
-        for (uint32_t round = 0; round < 3; round++) {
-            expect_again(&world_plan, &steps[0], l, 0, one, what);
-            expect_again(other, &steps[1], l, 0, two, what);
+        for (uint32_t i = 0; i < 3 * turns; i++) {
+            expect_again(&world_plan, &steps[0], l, 0, i % turns, one, what);
+            expect_again(other, &steps[1], l, 0, i % turns, two, what);
         }
         free(one);
         free(two);

@@ -32,16 +32,17 @@ void world_end(void);
  * ones. Before the first step. */
 void world_capture(void);
 
-/* Runs the plan, the layers in another order than they stand and every microbatch three times:
- * eagerly, and twice through world_graphs. All must give the same bits, near the expected. */
+/* Runs the plan, the layers in another order than they stand and every microbatch
+ * eagerly, and twice through world_graphs in each turn. All must give the same bits, near the
+ * expected. */
 void world_run_step(const char *what);
 /* All cache rows that no token of a step stands for are as they were before the first. */
 void world_check_cache(void);
 /* Every way through the layer: prompts with and without context, cut inside blocks, decode with
  * one row and several, in both halves of a step, with and without padding. */
 void world_check_all(void);
-/* Two open decode steps in the same bucket, whose RUNs take turns: each must find its own lengths,
- * slots and tables. */
+/* Two open decode steps in the same bucket, whose RUNs come one after the other: each must find its
+ * own lengths, slots and tables. */
 void world_check_pair(void);
 
 #endif

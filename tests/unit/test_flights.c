@@ -12,7 +12,14 @@ static struct mla_backend *backend;
 static const struct mla_backend_ops *inner;
 static struct mla_backend_ops noted;
 static struct mla_flights flights;
-static uint32_t with_computing, beside, waits, copies;
+/* How often: bytes by the queue that computes; bytes beside; rows of zeros; a queue waits for a
+ * fence; `copy`. */
+static uint32_t with_computing, beside, padded_with, waits, copies;
+
+static void forget(void)
+{
+    with_computing = beside = padded_with = waits = copies = 0;
+}
 
 static enum mla_status note_upload(struct mla_backend *b, void *dst, const void *src, size_t bytes)
 {
@@ -25,6 +32,12 @@ static enum mla_status note_download(struct mla_backend *b, void *dst, const voi
 {
     with_computing++;
     return inner->download(b, dst, src, bytes);
+}
+
+static enum mla_status note_move(struct mla_backend *b, void *dst, const void *src, size_t bytes)
+{
+    padded_with += (uint32_t)(bytes / (HIDDEN * sizeof(float)));
+    return inner->move(b, dst, src, bytes);
 }
 
 static enum mla_status note_in(struct mla_backend *b, void *dst, const void *src, size_t bytes)
@@ -59,6 +72,7 @@ static void setup(void)
     noted = *inner;
     noted.upload = note_upload;
     noted.download = note_download;
+    noted.move = note_move;
     noted.copy_in = note_in;
     noted.copy_out = note_out;
     noted.fence_wait = note_wait;
@@ -121,7 +135,7 @@ static struct mla_flight *begin(struct region *region, enum mla_dtype in, enum m
     struct mla_work work = {.rows = ROWS, .dtype = in, .reply_dtype = out, .region = 1};
     struct mla_flight *flight = NULL;
     cr_assert_eq(mla_flights_begin(&flights, &work, &region->pieces, PADDED, &flight), MLA_OK);
-    const float *x = flights.x;
+    const float *x = flights.x[flight->turn];
     for (uint32_t i = 0; i < PADDED; i++)
         for (uint32_t j = 0; j < HIDDEN; j++)
             cr_assert_float_eq(x[i * HIDDEN + j], i < ROWS ? region->x[client_row(i)][j] : 0, 0,
@@ -129,13 +143,14 @@ static struct mla_flight *begin(struct region *region, enum mla_dtype in, enum m
     return flight;
 }
 
-/* The layer doubles what it reads. */
+/* The layer doubles what it reads. Its result stays there until the turn comes again. */
 static void end(struct mla_flight *flight, const struct region *region)
 {
-    static float result[PADDED][HIDDEN];
+    static float results[MLA_TURNS][PADDED][HIDDEN];
+    float(*result)[HIDDEN] = results[flight->turn];
     for (uint32_t i = 0; i < PADDED; i++)
         for (uint32_t j = 0; j < HIDDEN; j++)
-            result[i][j] = 2 * ((const float *)flights.x)[i * HIDDEN + j];
+            result[i][j] = 2 * ((const float *)flights.x[flight->turn])[i * HIDDEN + j];
     cr_assert_eq(mla_flights_end(&flights, flight, &region->pieces, result), MLA_OK);
 }
 
@@ -164,41 +179,101 @@ static void land(const struct region *region, enum mla_dtype out)
                                own[i] ? 2 * region->x[i][j] : 0, 0, "row %u, column %u", i, j);
 }
 
+/* Each finds the device idle: a copy for each piece, and nothing beside. */
 Test(flights, one_after_the_other)
 {
     static struct region region;
     for (int i = 0; i < 4; i++) {
         enum mla_dtype in = i & 1 ? MLA_BF16 : MLA_F32;
         enum mla_dtype out = i & 2 ? MLA_BF16 : MLA_F32;
-        with_computing = beside = waits = copies = 0;
+        forget();
         fill(&region, in, out, (float)i);
         end(begin(&region, in, out), &region);
         land(&region, out);
-        cr_expect(with_computing == 4 && beside == 0 && waits == 0, "%u, %u, %u", with_computing,
+        cr_expect(with_computing == 0 && beside == 0 && waits == 0, "%u, %u, %u", with_computing,
                   beside, waits);
-        cr_expect_eq(copies, (in != MLA_F32) + (out != MLA_F32));
+        cr_expect_eq(copies, 4);
     }
 }
 
-/* The first has its copies with its computing, those that join it have theirs beside. */
+/* Those that join one have their copies beside. Payloads of the layer's dtype go straight, others
+ * are converted in between. Who has a turn waits for the last one that had it. */
 Test(flights, at_the_same_time)
 {
     static struct region regions[MLA_FLIGHTS_MAX];
-    for (int i = 0; i < MLA_FLIGHTS_MAX; i++) {
-        with_computing = beside = waits = copies = 0;
-        fill(&regions[i], MLA_F32, MLA_F32, (float)i);
-        end(begin(&regions[i], MLA_F32, MLA_F32), &regions[i]);
-        cr_expect_eq(with_computing, i == 0 ? 4 : 0);
-        cr_expect_eq(beside, i == 0 ? 0 : 4);
-        cr_expect_eq(waits, i == 0 ? 0 : 2);
-        cr_expect_eq(copies, i == 0 ? 0 : 2);
+    for (int round = 0; round < 4; round++) {
+        enum mla_dtype in = round & 1 ? MLA_BF16 : MLA_F32;
+        enum mla_dtype out = round & 2 ? MLA_BF16 : MLA_F32;
+        uint32_t conversions = (in != MLA_F32) + (out != MLA_F32);
+        for (int i = 0; i < MLA_FLIGHTS_MAX; i++) {
+            forget();
+            fill(&regions[i], in, out, (float)i);
+            struct mla_flight *flight = begin(&regions[i], in, out);
+            cr_expect_eq(flight->turn, (uint32_t)(round * MLA_FLIGHTS_MAX + i) % MLA_TURNS);
+            end(flight, &regions[i]);
+            cr_expect_eq(with_computing, 0);
+            cr_expect_eq(beside, i == 0 ? 0 : 4);
+            cr_expect_eq(copies, i == 0 ? 4 : conversions);
+            uint32_t of_turn = i < MLA_TURNS ? 0 : 1 + (in == MLA_F32);
+            cr_expect_eq(waits, i == 0 ? 0 : 2 + of_turn, "round %d, flight %d: %u", round, i,
+                         waits);
+        }
+        for (int i = 0; i < MLA_FLIGHTS_MAX; i++)
+            land(&regions[i], out);
     }
-    for (int i = 0; i < MLA_FLIGHTS_MAX; i++)
-        land(&regions[i], MLA_F32);
+}
+
+/* Rows past the last are zero, and are not made so again. */
+Test(flights, padding)
+{
+    static const struct {
+        uint32_t rows, padded, zeros;
+    } steps[] = {
+        /* In one turn and in the other: nothing is known, */
+        {6, 8, 2},
+        {6, 8, 2},
+        /* they are zero, */
+        {6, 8, 0},
+        {6, 8, 0},
+        {7, 8, 0},
+        {6, 8, 0},
+        /* one or all of them are not. */
+        {6, 8, 2},
+        {2, 4, 2},
+        {6, 16, 10},
+        {1, 2, 1},
+        {0, 8, 8},
+        {1, 8, 7},
+        {8, 8, 0},
+        {1, 8, 0},
+        {7, 8, 1},
+        {1, 8, 0},
+    };
+    float rows[16][HIDDEN];
+    struct mla_piece piece = {(uint8_t *)rows, 0};
+    struct mla_pieces pieces = {1, 1, &piece, &piece};
+    for (size_t i = 0; i < sizeof rows / sizeof **rows; i++)
+        rows[i / HIDDEN][i % HIDDEN] = 1;
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        struct mla_work work = {
+            .rows = steps[i].rows, .dtype = MLA_F32, .reply_dtype = MLA_F32, .region = 1};
+        struct mla_flight *flight = NULL;
+        struct mla_flight landed;
+        uint64_t ns = 0;
+        piece.rows = steps[i].rows;
+        forget();
+        cr_assert_eq(mla_flights_begin(&flights, &work, &pieces, steps[i].padded, &flight), MLA_OK);
+        const float *x = flights.x[flight->turn];
+        for (uint32_t k = 0; k < steps[i].padded * HIDDEN; k++)
+            cr_assert_eq(x[k], k < steps[i].rows * HIDDEN, "step %zu, value %u", i, k);
+        cr_expect_eq(padded_with, steps[i].zeros, "step %zu: %u", i, padded_with);
+        cr_assert_eq(mla_flights_end(&flights, flight, &pieces, x), MLA_OK);
+        cr_assert_eq(mla_flights_take(&flights, &landed, &ns), MLA_OK);
+    }
 }
 
 /* One whose copies take long has them beside, for who comes next. */
-Test(flights, large_and_alone)
+Test(flights, large)
 {
     float *rows = calloc((size_t)ROWS_MAX * HIDDEN, sizeof *rows);
     struct mla_piece piece = {(uint8_t *)rows, ROWS_MAX};
@@ -207,7 +282,7 @@ Test(flights, large_and_alone)
         .rows = ROWS_MAX, .dtype = MLA_F32, .reply_dtype = MLA_F32, .region = 1};
     struct mla_flight *flight = NULL;
     cr_assert_eq(mla_flights_begin(&flights, &work, &pieces, ROWS_MAX, &flight), MLA_OK);
-    cr_assert_eq(mla_flights_end(&flights, flight, &pieces, flights.x), MLA_OK);
+    cr_assert_eq(mla_flights_end(&flights, flight, &pieces, flights.x[flight->turn]), MLA_OK);
     cr_expect_eq(beside, 2);
     cr_expect_eq(with_computing, 0);
     free(rows);
@@ -228,7 +303,7 @@ Test(flights, frames)
             was[i][j] = frame[i][j] = (float)(i + j);
     cr_assert_eq(mla_flights_begin(&flights, &work, &pieces, ROWS, &flight), MLA_OK);
     memset(frame, 0, sizeof frame);
-    cr_assert_eq(mla_flights_end(&flights, flight, &pieces, flights.x), MLA_OK);
+    cr_assert_eq(mla_flights_end(&flights, flight, &pieces, flights.x[flight->turn]), MLA_OK);
     cr_assert_eq(mla_flights_take(&flights, &landed, &ns), MLA_OK);
     cr_assert_not_null(landed.reply);
     cr_assert_eq(landed.reply->bytes, sizeof frame);

@@ -14,6 +14,7 @@ static void begin(void)
     struct mla_backend *inner = NULL;
     cr_assert_eq(mla_backend_cpu_create(1, &inner), MLA_OK);
     mla_recording_init(&recording, inner);
+    recording.base.unified = false; /* so that there are turns to take */
     world_begin(&model, &recording.base, MLA_F32, 64, 2e-6);
 }
 
@@ -43,15 +44,15 @@ Test(graphs, captured_at_the_start)
 {
     begin();
     world_capture();
-    cr_expect_eq(recording.captured, 6, "two layers, three buckets");
+    cr_expect_eq(recording.captured, 12, "two layers, three buckets, two turns");
     world_check_all();
-    cr_expect_eq(recording.captured, 6);
+    cr_expect_eq(recording.captured, 12);
     cr_expect_gt(recording.replayed, 0);
     world_end();
-    cr_expect_eq(recording.destroyed, 6);
+    cr_expect_eq(recording.destroyed, 12);
 }
 
-/* The second of a step's two runs replays what the first captured; the next step's both do. */
+/* The second of a turn's two runs replays what the first captured; the next step's both do. */
 Test(graphs, captured_once)
 {
     begin();
@@ -61,8 +62,8 @@ Test(graphs, captured_once)
         plan_entry(&world_plan, 0, 70 + i, 1);
         plan_pad(&world_plan, 4);
         world_run_step("decode");
-        cr_expect_eq(recording.captured, 2, "one for each layer");
-        cr_expect_eq(recording.replayed, 2 + 4 * i);
+        cr_expect_eq(recording.captured, 4, "one for each layer and turn");
+        cr_expect_eq(recording.replayed, 4 + 8 * i);
     }
     world_end();
 }
@@ -83,7 +84,7 @@ Test(graphs, two_open_steps_take_turns)
 {
     begin();
     world_check_pair();
-    cr_expect_eq(recording.captured, 2);
+    cr_expect_eq(recording.captured, 4);
     world_end();
 }
 

@@ -152,8 +152,8 @@ Test(size, blocks_and_workspaces)
                    + 2 * heads * c.v              /* outputs, of new rows and of a chunk */
                    + 2 * heads                    /* their log-sum-exps */
                    + c.q_lora + c.latent + c.rope /* latents */
-                   + c.hidden                     /* partial sums */
-                   + (2 + 2 * 3) * c.hidden / 2;  /* own rows: x, zeros, and three flights */
+                   + 2ull * c.hidden              /* partial sums of two turns */
+                   + (3 + 2 * 3) * c.hidden / 2;  /* own rows: their x, zeros, and three flights */
     uint64_t grown = count(&c, 2, 2, &more).workspaces - size.workspaces;
     cr_expect_eq(grown, 32 * row * 4, "%llu instead of %llu", (unsigned long long)grown,
                  (unsigned long long)(32 * row * 4));
