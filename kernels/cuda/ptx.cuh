@@ -105,39 +105,6 @@ __device__ __forceinline__ void tma_load_3d(void *to, const CUtensorMap *map, ui
                  : "memory");
 }
 
-/* To the same place of every block of the cluster in `blocks`, a bit for each; the bytes count at
- * each one's own barrier. */
-__device__ __forceinline__ void tma_load_2d_all(void *to, const CUtensorMap *map, uint64_t *barrier,
-                                                int c0, int c1, uint16_t blocks, uint64_t policy)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(
-                     shared_address(to)),
-                 "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "h"(blocks), "l"(policy)
-                 : "memory");
-}
-
-/* At the barrier in the same place of block `block` of the cluster. Orders nothing that this thread
- * wrote for that block: a release for the cluster took 0.7 us. */
-__device__ __forceinline__ void barrier_arrive_at(uint64_t *barrier, uint32_t block)
-{
-    asm volatile("{\n"
-                 ".reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-                 "}\n" ::"r"(shared_address(barrier)),
-                 "r"(block)
-                 : "memory");
-}
-
-/* All threads of the cluster that have not ended. */
-__device__ __forceinline__ void cluster_sync()
-{
-    asm volatile("barrier.cluster.arrive.release;\n"
-                 "barrier.cluster.wait.acquire;\n" ::
-                     : "memory");
-}
-
 template <int REGISTERS> __device__ __forceinline__ void registers_raise()
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
@@ -254,7 +221,7 @@ __device__ __forceinline__ void depend_release()
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-/* cluster_sync in two halves, without its order of memory. */
+/* A barrier of all threads of the cluster in two halves, which orders no memory. */
 __device__ __forceinline__ void cluster_arrive_relaxed()
 {
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
