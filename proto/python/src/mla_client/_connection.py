@@ -16,6 +16,9 @@ from mla_client import _wire, errors
 from mla_client._region import Region
 
 _RECONNECT_MS = 20  # of ZeroMQ, until there is a service to connect to
+# A payload that is sent without a copy is given back by a thread of pyzmq, which wakes up for it:
+# smaller ones are copied sooner than that.
+_COPIED_BYTES = 256 << 10
 _KEY_CHARACTERS = 40
 _DENIED = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -110,6 +113,7 @@ class Connection:
         self.socket.linger = 0
         self.socket.immediate = 1
         self.socket.reconnect_ivl = _RECONNECT_MS
+        self.socket.copy_threshold = _COPIED_BYTES
         self._wait_ms = -1
         if keys is not None:
             self.socket.curve_secretkey = keys.secret
