@@ -9,25 +9,22 @@
 namespace decode
 {
 
-constexpr float RAISE = 8.0f;
-constexpr float NO_SCORE = -1e30f; /* below all scores, but finite: its differences are numbers */
-
-/* A thread's columns (heads) of any product are
+/* A thread's columns (queries) of any product are
  * 8 i + 2 (lane % 4) and that + 1; arrays of columns hold them in that order. */
-template <int HEADS> struct consumer {
-    using shape = decode::shape<HEADS>;
-    static constexpr int HEADS_EACH = shape::HEADS_EACH;
-    static constexpr int COLUMNS = HEADS_EACH / 4; /* a thread's, of the scores */
+template <int QUERIES> struct consumer {
+    using shape = decode::shape<QUERIES>;
+    static constexpr int QUERIES_EACH = shape::QUERIES_EACH;
+    static constexpr int COLUMNS = QUERIES_EACH / 4; /* a thread's, of the scores */
 
-    shared<HEADS> &shared;
+    shared<QUERIES> &shared;
     const float scale;
     const int group, warp, lane; /* of the group's four */
     cursor<shape::RING> at = {0, 0};
-    float o[shape::PANELS_EACH][HEADS / 2];
-    float scores[HEADS_EACH / 2];
+    float o[shape::PANELS_EACH][QUERIES / 2];
+    float scores[QUERIES_EACH / 2];
     float high[COLUMNS], sum[COLUMNS]; /* the subtracted maximum; of this thread's tokens */
 
-    __device__ __forceinline__ consumer(decode::shared<HEADS> &to, float scale_log2)
+    __device__ __forceinline__ consumer(decode::shared<QUERIES> &to, float scale_log2)
         : shared(to), scale(scale_log2), group(threadIdx.x / GROUP_THREADS),
           warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32)
     {
@@ -36,10 +33,10 @@ template <int HEADS> struct consumer {
     /* Panels that this group sums, counted from 0. */
     __device__ __forceinline__ int panel_of(int d) const { return d * shape::GROUPS + group; }
 
-    /* The head of a thread's column of the scores. */
-    __device__ __forceinline__ int head_of(int column) const
+    /* The query of a thread's column of the scores. */
+    __device__ __forceinline__ int query_of(int column) const
     {
-        return group * HEADS_EACH + column / 2 * 8 + lane % 4 * 2 + column % 2;
+        return group * QUERIES_EACH + column / 2 * 8 + lane % 4 * 2 + column % 2;
     }
 
     __device__ __forceinline__ void begin()
@@ -47,7 +44,7 @@ template <int HEADS> struct consumer {
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++) {
 #pragma unroll
-            for (int i = 0; i < HEADS / 2; i++)
+            for (int i = 0; i < QUERIES / 2; i++)
                 o[d][i] = 0;
         }
 #pragma unroll
@@ -74,7 +71,7 @@ template <int HEADS> struct consumer {
             ptx::wgmma_fence();
             uint64_t k = ptx::panel_descriptor(shared.kv[from.slot]);
             uint64_t q =
-                ptx::panel_descriptor(shared.q[p] + group * HEADS_EACH * ptx::PANEL_ROW_BYTES);
+                ptx::panel_descriptor(shared.q[p] + group * QUERIES_EACH * ptx::PANEL_ROW_BYTES);
 #pragma unroll
             for (int step = 0; step < 4; step++)
                 ptx::wgmma<0>(scores, k + step * ptx::STEP_ALONG, q + step * ptx::STEP_ALONG,
@@ -98,8 +95,8 @@ template <int HEADS> struct consumer {
     __device__ __forceinline__ void mask(const item &item, int tile, int block_heads)
     {
 #pragma unroll
-        for (int i = 0; i < HEADS_EACH / 2; i++) {
-            int seen = seen_by(item, tile, head_of(i / 4 * 2 + i % 2) / block_heads);
+        for (int i = 0; i < QUERIES_EACH / 2; i++) {
+            int seen = seen_by(item, tile, query_of(i / 4 * 2 + i % 2) / block_heads);
             if (warp * 16 + lane / 4 + i / 2 % 2 * 8 >= seen)
                 scores[i] = -INFINITY;
         }
@@ -119,24 +116,24 @@ template <int HEADS> struct consumer {
             for (int step = 4; step < 32; step *= 2)
                 most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
             if (lane < 4)
-                shared.warp_value[warp][head_of(c)] = most * scale;
+                shared.warp_value[warp][query_of(c)] = most * scale;
         }
         ptx::named_sync(ALL, shape::CONSUMERS);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
-            int head = head_of(c);
+            int query = query_of(c);
             float before = high[c];
 #pragma unroll
             for (int w = 0; w < 4; w++)
-                high[c] = fmaxf(high[c], shared.warp_value[w][head]);
+                high[c] = fmaxf(high[c], shared.warp_value[w][query]);
             float factor = ptx::exp2_fast(before - high[c]);
             sum[c] *= factor;
             if (warp == 0 && lane < 4)
-                shared.factor[head] = factor;
+                shared.factor[query] = factor;
         }
         ptx::named_sync(ALL, shape::CONSUMERS);
 #pragma unroll
-        for (int c = 0; c < HEADS / 4; c++) {
+        for (int c = 0; c < QUERIES / 4; c++) {
             float factor = shared.factor[c / 2 * 8 + lane % 4 * 2 + c % 2];
             int i = c / 2 * 4 + c % 2;
 #pragma unroll
@@ -147,17 +144,17 @@ template <int HEADS> struct consumer {
         }
     }
 
-    /* Half a product's registers or all, [64, HEADS_EACH] of this group, as bf16 to a panel
-     * [HEADS_EACH, 64]. */
+    /* Half a product's registers or all, [64, QUERIES_EACH] of this group, as bf16 to a panel
+     * [QUERIES_EACH, 64]. */
     __device__ __forceinline__ void store_transposed(const float *values, unsigned char *panel)
     {
         int half = lane / 8 % 2, below = lane / 16; /* of the matrix whose row this lane names */
         uint32_t to = ptx::shared_address(panel);
 #pragma unroll
-        for (int i = 0; i < HEADS_EACH / 8; i += 2) {
+        for (int i = 0; i < QUERIES_EACH / 8; i += 2) {
             const float *v = values + i * 4;
-            int head = (i + below) * 8 + lane % 8;
-            ptx::store_matrices_transposed(to + ptx::panel_offset(head, warp * 2 + half),
+            int query = (i + below) * 8 + lane % 8;
+            ptx::store_matrices_transposed(to + ptx::panel_offset(query, warp * 2 + half),
                                            ptx::pack_bf16(v[0], v[1]), ptx::pack_bf16(v[2], v[3]),
                                            ptx::pack_bf16(v[4], v[5]), ptx::pack_bf16(v[6], v[7]));
         }
@@ -168,17 +165,17 @@ template <int HEADS> struct consumer {
     {
         bool above = false;
 #pragma unroll
-        for (int i = 0; i < HEADS_EACH / 2; i++)
+        for (int i = 0; i < QUERIES_EACH / 2; i++)
             above |= fmaf(scores[i], scale, -high[i / 4 * 2 + i % 2]) > RAISE;
         if (ptx::named_any(ALL, shape::CONSUMERS, above))
             raise();
 #pragma unroll
-        for (int i = 0; i < HEADS_EACH / 2; i++) {
+        for (int i = 0; i < QUERIES_EACH / 2; i++) {
             int c = i / 4 * 2 + i % 2;
             scores[i] = ptx::exp2_fast(fmaf(scores[i], scale, -high[c]));
             sum[c] += scores[i];
         }
-        store_transposed(scores, shared.p + group * HEADS_EACH * ptx::PANEL_ROW_BYTES);
+        store_transposed(scores, shared.p + group * QUERIES_EACH * ptx::PANEL_ROW_BYTES);
         ptx::fence_async_shared();
         ptx::named_sync(ALL, shape::CONSUMERS);
     }
@@ -216,7 +213,7 @@ template <int HEADS> struct consumer {
     }
 
     /* All of a column's weights, over the group's threads, in the order of O's columns. */
-    __device__ __forceinline__ void sum_weights(float (&total)[HEADS / 4])
+    __device__ __forceinline__ void sum_weights(float (&total)[QUERIES / 4])
     {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
@@ -224,16 +221,16 @@ template <int HEADS> struct consumer {
             for (int step = 4; step < 32; step *= 2)
                 sum[c] += __shfl_xor_sync(~0u, sum[c], step);
             if (lane < 4)
-                shared.warp_value[warp][head_of(c)] = sum[c];
+                shared.warp_value[warp][query_of(c)] = sum[c];
         }
         ptx::named_sync(ALL, shape::CONSUMERS);
 #pragma unroll
-        for (int c = 0; c < HEADS / 4; c++) {
-            int head = c / 2 * 8 + lane % 4 * 2 + c % 2;
+        for (int c = 0; c < QUERIES / 4; c++) {
+            int query = c / 2 * 8 + lane % 4 * 2 + c % 2;
             total[c] = 0;
 #pragma unroll
             for (int w = 0; w < 4; w++)
-                total[c] += shared.warp_value[w][head];
+                total[c] += shared.warp_value[w][query];
         }
     }
 
@@ -241,27 +238,27 @@ template <int HEADS> struct consumer {
     __device__ __forceinline__ void write_item(const launch &launch, const item &item,
                                                int head_block)
     {
-        constexpr int REGISTERS = HEADS_EACH / 2;
-        unsigned char *panel = shared.p + group * HEADS_EACH * ptx::PANEL_ROW_BYTES;
-        float total[HEADS / 4];
+        constexpr int REGISTERS = QUERIES_EACH / 2;
+        unsigned char *panel = shared.p + group * QUERIES_EACH * ptx::PANEL_ROW_BYTES;
+        float total[QUERIES / 4];
         sum_weights(total);
 #pragma unroll
-        for (int c = 0; c < HEADS / 4; c++)
+        for (int c = 0; c < QUERIES / 4; c++)
             total[c] = 1 / total[c];
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++) {
 #pragma unroll
-            for (int i = 0; i < HEADS / 2; i++)
+            for (int i = 0; i < QUERIES / 2; i++)
                 o[d][i] *= total[i / 4 * 2 + i % 2];
 #pragma unroll
             for (int part = 0; part < shape::GROUPS; part++) {
                 store_transposed(o[d] + part * REGISTERS, panel);
                 ptx::named_sync(OWN + group, GROUP_THREADS);
 #pragma unroll
-                for (int i = warp * 32 + lane; i < HEADS_EACH * 8; i += GROUP_THREADS) {
-                    int head = part * HEADS_EACH + i / 8;
+                for (int i = warp * 32 + lane; i < QUERIES_EACH * 8; i += GROUP_THREADS) {
+                    int query = part * QUERIES_EACH + i / 8;
                     uint4 piece = *(uint4 *)(panel + ptx::panel_offset(i / 8, i % 8));
-                    __nv_bfloat16 *out = output_of(launch, item, head_block, head);
+                    __nv_bfloat16 *out = output_of(launch, item, head_block, query);
                     if (out)
                         *(uint4 *)(out + panel_of(d) * 64 + i % 8 * 8) = piece;
                 }
@@ -273,22 +270,22 @@ template <int HEADS> struct consumer {
     /* Sums of a part of an item, as the registers lie; decode_join.cuh reads them. */
     __device__ __forceinline__ void write_partial(const launch &launch, int64_t index)
     {
-        float4 *to = launch.partial + index * partial_vectors(HEADS) + warp * 32 + lane;
-        float2 *statistics = launch.statistics + index * HEADS;
-        float total[HEADS / 4];
+        float4 *to = launch.partial + index * partial_vectors(QUERIES) + warp * 32 + lane;
+        float2 *statistics = launch.statistics + index * QUERIES;
+        float total[QUERIES / 4];
         sum_weights(total);
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++) {
 #pragma unroll
-            for (int i = 0; i < HEADS / 8; i++)
-                to[(panel_of(d) * (HEADS / 8) + i) * GROUP_THREADS] =
+            for (int i = 0; i < QUERIES / 8; i++)
+                to[(panel_of(d) * (QUERIES / 8) + i) * GROUP_THREADS] =
                     make_float4(o[d][4 * i], o[d][4 * i + 1], o[d][4 * i + 2], o[d][4 * i + 3]);
         }
         if (warp == 0 && lane < 4) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++)
-                statistics[head_of(c)] =
-                    make_float2(high[c], group == 0 ? total[c] : total[HEADS / 4 - COLUMNS + c]);
+                statistics[query_of(c)] =
+                    make_float2(high[c], group == 0 ? total[c] : total[QUERIES / 4 - COLUMNS + c]);
         }
     }
 };

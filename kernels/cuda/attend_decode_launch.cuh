@@ -4,11 +4,22 @@
 
 #include "kernels/cuda/attend_decode.h"
 #include "kernels/cuda/decode_seen.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 #include <cuda_bf16.h>
 
 namespace decode
 {
+
+constexpr int LATENT_PANELS = 8; /* of K: 64 values of 64 tokens; one more is the rope */
+constexpr int PANEL_BYTES = TILE_TOKENS * ptx::PANEL_ROW_BYTES;
+constexpr int GROUP_THREADS = 128; /* a warpgroup */
+constexpr int SHARED_BYTES_MAX = 227 * 1024;
+
+/* The reference that is subtracted from scores follows the greatest of them only when that is so
+ * much higher, so that O is hardly ever scaled. */
+constexpr float RAISE = 8.0f;
+constexpr float NO_SCORE = -1e30f; /* below all scores, but finite: its differences are numbers */
 
 struct launch {
     CUtensorMap kv; /* bf16 [tokens of the pool, 576], boxes [64, 64] */

@@ -1,15 +1,15 @@
-/* Absorbed decode attention on Hopper, for a block of HEADS heads.
+/* Absorbed decode attention on Hopper, for a block of QUERIES: heads of one row, or of two.
  *
  * The usual operands are swapped: cached tokens are the 64 rows that a warpgroup's product has
- * anyway, heads are its columns, so that 16 heads cost a quarter of 64. For each tile of 64
+ * anyway, queries are its columns, so that 16 queries cost a quarter of 64. For each tile of 64
  * tokens (a page), with K [64, 576] as nine panels of [64, 64] in shared memory:
  *
- *     S^T [64, HEADS]  = K Q^T                  K as it lies
- *     P^T              = 2^(S^T scale - max)    to shared memory as P [HEADS, 64]
- *     O^T [512, HEADS] += V^T P^T               V = K's latent panels, read transposed
+ *     S^T [64, QUERIES]   = K Q^T                  K as it lies
+ *     P^T                 = 2^(S^T scale - max)    to shared memory as P [QUERIES, 64]
+ *     O^T [512, QUERIES] += V^T P^T                V = K's latent panels, read transposed
  *
- * One warp copies panels into a ring, one Q. HEADS 64 has two groups of consumers: each scores
- * half of the heads and sums half of the latent dimensions (panels in turns) for all heads.
+ * One warp copies panels into a ring, one Q. QUERIES 64 has two groups of consumers: each scores
+ * half of them and sums half of the latent dimensions (panels in turns) for all.
  * Panels return to the ring one by one, so that the next tile's loads start early.
  *
  * The maximum is not exact: O is only rescaled when a score exceeds it by 2^RAISE, which all
@@ -23,10 +23,10 @@
 namespace decode
 {
 
-template <int HEADS>
-__device__ void produce_kv(const launch &launch, const range &range, shared<HEADS> &shared)
+template <int QUERIES>
+__device__ void produce_kv(const launch &launch, const range &range, shared<QUERIES> &shared)
 {
-    constexpr int RING = shape<HEADS>::RING;
+    constexpr int RING = shape<QUERIES>::RING;
     int lane = threadIdx.x % 32;
     cursor<RING> at = {0, 0};
     for (int i = range.item_begin; i <= range.item_end; i++) {
@@ -54,9 +54,9 @@ __device__ void produce_kv(const launch &launch, const range &range, shared<HEAD
     }
 }
 
-template <int HEADS>
+template <int QUERIES>
 __device__ void produce_q(const launch &launch, const range &range, int head_block,
-                          shared<HEADS> &shared)
+                          shared<QUERIES> &shared)
 {
     uint32_t phase = 0;
     for (int i = range.item_begin; i <= range.item_end; i++) {
@@ -74,11 +74,11 @@ __device__ void produce_q(const launch &launch, const range &range, int head_blo
     }
 }
 
-template <int HEADS>
+template <int QUERIES>
 __device__ void consume(const launch &launch, const range &range, int head_block,
-                        shared<HEADS> &shared)
+                        shared<QUERIES> &shared)
 {
-    consumer<HEADS> consumer(shared, launch.scale_log2);
+    consumer<QUERIES> consumer(shared, launch.scale_log2);
     uint32_t q_phase = 0;
     for (int i = range.item_begin; i <= range.item_end; i++) {
         segment segment(range, launch.schedule, i);
@@ -99,18 +99,18 @@ __device__ void consume(const launch &launch, const range &range, int head_block
         } else {
             int part = range.worker - segment.item.worker;
             consumer.write_partial(launch, partial_of(segment.item, part, launch, head_block));
-            part_written<WRITTEN, shape<HEADS>::CONSUMERS>(range, i);
+            part_written<WRITTEN, shape<QUERIES>::CONSUMERS>(range, i);
         }
     }
 }
 
-template <int HEADS>
-__global__ void __launch_bounds__(shape<HEADS>::THREADS, 1)
+template <int QUERIES>
+__global__ void __launch_bounds__(shape<QUERIES>::THREADS, 1)
     attend_decode(const __grid_constant__ launch launch)
 {
-    using shape = decode::shape<HEADS>;
+    using shape = decode::shape<QUERIES>;
     extern __shared__ __align__(1024) unsigned char memory[];
-    shared<HEADS> &shared = *(decode::shared<HEADS> *)memory;
+    shared<QUERIES> &shared = *(decode::shared<QUERIES> *)memory;
     int head_block = blockIdx.x % launch.head_blocks;
 
     if (threadIdx.x == shape::CONSUMERS) {
@@ -131,25 +131,26 @@ __global__ void __launch_bounds__(shape<HEADS>::THREADS, 1)
     if (threadIdx.x < shape::CONSUMERS) {
         if constexpr (shape::GROUPS == 2)
             ptx::registers_raise<232>();
-        consume<HEADS>(launch, range, head_block, shared);
-        join_items<heads_as_columns<HEADS>, shape::CONSUMERS, ALL>(launch, range, head_block,
-                                                                   shared.kv);
+        consume<QUERIES>(launch, range, head_block, shared);
+        join_items<queries_as_columns<QUERIES>, shape::CONSUMERS, ALL>(launch, range, head_block,
+                                                                       shared.kv);
     } else {
         if constexpr (shape::GROUPS == 2)
             ptx::registers_lower<40>();
         if (threadIdx.x < shape::CONSUMERS + 32)
-            produce_kv<HEADS>(launch, range, shared);
+            produce_kv<QUERIES>(launch, range, shared);
         else if (threadIdx.x == shape::CONSUMERS + 32)
-            produce_q<HEADS>(launch, range, head_block, shared);
+            produce_q<QUERIES>(launch, range, head_block, shared);
         else if (threadIdx.x / 32 == shape::CONSUMERS / 32 + 2)
             count_parts<WRITTEN, shape::CONSUMERS>(launch, range, head_block);
     }
 }
 
-template <int HEADS> cudaError_t launch_sm90(const launch &launch, int blocks, cudaStream_t stream)
+template <int QUERIES>
+cudaError_t launch_sm90(const launch &launch, int blocks, cudaStream_t stream)
 {
-    static_assert(sizeof(shared<HEADS>) <= SHARED_BYTES_MAX, "the ring is too long");
-    return launch_together(attend_decode<HEADS>, shape<HEADS>::THREADS, sizeof(shared<HEADS>),
+    static_assert(sizeof(shared<QUERIES>) <= SHARED_BYTES_MAX, "the ring is too long");
+    return launch_together(attend_decode<QUERIES>, shape<QUERIES>::THREADS, sizeof(shared<QUERIES>),
                            launch, blocks, stream);
 }
 

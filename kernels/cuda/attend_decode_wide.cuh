@@ -23,21 +23,18 @@
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_WIDE_CUH
 
 #include "kernels/cuda/attend_decode_launch.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 namespace decode
 {
 namespace wide
 {
 
-constexpr int PANEL_BYTES = TILE_TOKENS * ptx::PANEL_ROW_BYTES;
-constexpr int HALF_PANELS = 4, LATENT_PANELS = 2 * HALF_PANELS; /* Q's panel 8 is the rope */
+constexpr int HALF_PANELS = LATENT_PANELS / 2; /* Q's panel 8 is the rope */
 constexpr int HALF_BYTES = HALF_PANELS * PANEL_BYTES;
-constexpr int GROUPS = 2, GROUP_THREADS = 128, GROUP_WARPS = GROUP_THREADS / 32;
+constexpr int GROUPS = 2, GROUP_WARPS = GROUP_THREADS / 32;
 constexpr int CONSUMERS = GROUPS * GROUP_THREADS;
 /* A warp for K, one for Q, one that counts parts; registers move by warpgroups. */
 constexpr int THREADS = CONSUMERS + 128;
-constexpr int SHARED_BYTES_MAX = 227 * 1024;
 
 /* Named barriers: all consumers'; of each group's own; P of a group is there, by halves of the
  * tile's tokens (2 for each group); P of a group has been read; a part has been

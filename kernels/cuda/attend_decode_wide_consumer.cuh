@@ -11,11 +11,6 @@ namespace decode
 namespace wide
 {
 
-/* As in attend_decode_consumer.cuh: the reference of the exponentials follows a query's maximum
- * only when a score is so much higher, so that O is hardly ever scaled. */
-constexpr float RAISE = 8.0f;
-constexpr float NO_SCORE = -1e30f; /* below all scores, but finite: its differences are numbers */
-
 /* A thread has two queries (lane / 4 of its warp's 16, and that + 8), and of each column pairs
  * 8 i + 2 (lane % 4). GROUP: 0 for A, 1 for B; it also sums that half of the latent dimensions. */
 template <int GROUP> struct consumer {

@@ -70,14 +70,14 @@ __device__ __forceinline__ void count_reader(uint32_t *count, int splits)
 /* A partial is made of pieces, of which a warp reads one at a time, a vector of four values of two
  * queries for each lane. How they lie is as the kernels' registers lie, in two ways.
  *
- * Where products have tokens or latent dimensions as rows and HEADS heads as columns: a piece is 16
- * dimensions of 8 heads. */
-template <int HEADS> struct heads_as_columns {
-    static constexpr int QUERIES = HEADS;
+ * Where products have tokens or latent dimensions as rows and queries as columns: a piece is 16
+ * dimensions of 8 queries. */
+template <int COLUMNS> struct queries_as_columns {
+    static constexpr int QUERIES = COLUMNS;
 
     static __device__ __forceinline__ int first_query(int piece)
     {
-        return piece / 4 % (HEADS / 8) * 8 + threadIdx.x % 4 * 2;
+        return piece / 4 % (QUERIES / 8) * 8 + threadIdx.x % 4 * 2;
     }
     static __device__ __forceinline__ int second_query(int piece) { return first_query(piece) + 1; }
 
@@ -94,15 +94,15 @@ template <int HEADS> struct heads_as_columns {
                                                  int head_block, int piece, float first,
                                                  float second, float4 sum)
     {
-        /* Turned: a lane has two dimensions of one head, four lanes 16 bytes of it. */
+        /* Turned: a lane has two dimensions of one query, four lanes 16 bytes of it. */
         uint32_t low = ptx::transpose_matrix(ptx::pack_bf16(sum.x * first, sum.y * second));
         uint32_t high = ptx::transpose_matrix(ptx::pack_bf16(sum.z * first, sum.w * second));
         int lane = threadIdx.x % 32;
         __nv_bfloat16 *out =
-            output_of(launch, item, head_block, piece / 4 % (HEADS / 8) * 8 + lane / 4);
+            output_of(launch, item, head_block, piece / 4 % (QUERIES / 8) * 8 + lane / 4);
         if (!out)
             return;
-        uint32_t *to = (uint32_t *)(out + piece / (HEADS / 2) * 64 + piece % 4 * 16) + lane % 4;
+        uint32_t *to = (uint32_t *)(out + piece / (QUERIES / 2) * 64 + piece % 4 * 16) + lane % 4;
         to[0] = low;
         to[4] = high;
     }

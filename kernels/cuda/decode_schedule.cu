@@ -135,11 +135,11 @@ __device__ int sum_tiles(const arguments &arguments, int items, int *sums)
 {
     int before = 0;
     for (int first = 0; first < items; first += THREADS) {
-        int r = first + threadIdx.x, total;
-        int tiles = r < items ? (int)tiles_of(arguments.to.items[r].length) : 0;
+        int i = first + threadIdx.x, total;
+        int tiles = i < items ? (int)tiles_of(arguments.to.items[i].length) : 0;
         int here = before + scan(tiles, sums, &total);
-        if (r < items)
-            arguments.to.tiles_before[r] = here;
+        if (i < items)
+            arguments.to.tiles_before[i] = here;
         before += total;
     }
     if (threadIdx.x == 0)
@@ -187,11 +187,11 @@ __global__ void __launch_bounds__(THREADS) schedule_items(const arguments argume
     __syncthreads();
     divide(&division, tiles, arguments.workers);
 
-    for (int r = threadIdx.x; r < items; r += THREADS) {
-        int first = division.worker_at(division.cost_before(r) + division.item_cost);
-        int last = division.worker_at(division.cost_before(r + 1) - 1);
-        arguments.to.items[r].worker = first;
-        arguments.to.items[r].splits = last - first + 1;
+    for (int i = threadIdx.x; i < items; i += THREADS) {
+        int first = division.worker_at(division.cost_before(i) + division.item_cost);
+        int last = division.worker_at(division.cost_before(i + 1) - 1);
+        arguments.to.items[i].worker = first;
+        arguments.to.items[i].splits = last - first + 1;
     }
     __syncthreads();
     for (int w = threadIdx.x; w < arguments.workers; w += THREADS) {

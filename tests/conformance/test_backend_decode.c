@@ -76,6 +76,21 @@ Test(decode, shared_blocks)
     mla_each_device(shared_blocks);
 }
 
+/* What was downloaded comes out again and again. */
+static void expect_same_bits(struct mla_decode_setup *setup, struct mla_device *device)
+{
+    size_t bytes = (size_t)setup->out.count * sizeof(float);
+    float *first = malloc(bytes);
+    cr_assert_not_null(first);
+    memcpy(first, setup->out.host, bytes);
+    for (int i = 0; i < 5; i++) {
+        mla_decode_run(setup, device);
+        mla_tensor_download(device, &setup->out);
+        cr_assert(memcmp((char *)first, (char *)setup->out.host, bytes) == 0);
+    }
+    free(first);
+}
+
 /* One long sequence is shared by the threads, and still comes out the same every time. */
 static void split_keys(struct mla_device *device)
 {
@@ -86,16 +101,7 @@ static void split_keys(struct mla_device *device)
     double *want = mla_decode_wanted(&setup);
     mla_decode_run(&setup, device);
     mla_decode_expect(&setup, device, want, "attend_decode, split");
-    size_t bytes = (size_t)setup.out.count * sizeof(float);
-    float *first = malloc(bytes);
-    cr_assert_not_null(first);
-    memcpy(first, setup.out.host, bytes);
-    for (int i = 0; i < 5; i++) {
-        mla_decode_run(&setup, device);
-        mla_tensor_download(device, &setup.out);
-        cr_assert(memcmp((char *)first, (char *)setup.out.host, bytes) == 0);
-    }
-    free(first);
+    expect_same_bits(&setup, device);
     free(want);
     mla_decode_fini(&setup);
 }
@@ -223,16 +229,7 @@ static void same_bits(struct mla_device *device)
     mla_decode_make(&setup, device, &c);
     mla_decode_run(&setup, device);
     mla_tensor_download(device, &setup.out);
-    size_t bytes = (size_t)setup.out.count * sizeof(float);
-    float *first = malloc(bytes);
-    cr_assert_not_null(first);
-    memcpy(first, setup.out.host, bytes);
-    for (int i = 0; i < 5; i++) {
-        mla_decode_run(&setup, device);
-        mla_tensor_download(device, &setup.out);
-        cr_assert(memcmp((char *)first, (char *)setup.out.host, bytes) == 0);
-    }
-    free(first);
+    expect_same_bits(&setup, device);
     mla_decode_fini(&setup);
 }
 
