@@ -41,20 +41,24 @@ cudaError_t find_map(struct mla_cuda_decode *decode, const struct mla_tensor_map
     return cudaSuccess;
 }
 
-/* In boxes of a page's 64 tokens by 64 values. */
+/* In boxes of 64 values of a page's 64 tokens, or (not wide) all of 8 tokens, by panels. */
 cudaError_t map_kv(struct mla_cuda_decode *decode, const struct mla_attend_decode *attend,
-                   CUtensorMap *out)
+                   bool wide, CUtensorMap *out)
 {
     struct mla_tensor_map tensor;
     memset(&tensor, 0, sizeof tensor); /* padding too: find_map compares all bytes */
     tensor.base = attend->kv.pool.rows;
-    tensor.dims = 2;
-    tensor.extent[0] = MLA_CUDA_DECODE_WIDTH;
+    tensor.dims = wide ? 2 : 3;
+    tensor.extent[0] = wide ? MLA_CUDA_DECODE_WIDTH : 64;
     /* Of any pool: how many blocks this one has is the ledger's business. */
     tensor.extent[1] = (uint64_t)MLA_BLOCKS_MAX * TILE_TOKENS;
     tensor.stride[1] = MLA_CUDA_DECODE_WIDTH;
     tensor.box[0] = 64;
-    tensor.box[1] = TILE_TOKENS;
+    tensor.box[1] = wide ? TILE_TOKENS : 8;
+    if (!wide) {
+        tensor.extent[2] = tensor.box[2] = MLA_CUDA_DECODE_WIDTH / 64;
+        tensor.stride[2] = 64;
+    }
     tensor.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
     return find_map(decode, &tensor, out);
 }
@@ -111,7 +115,7 @@ extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decod
     assert(mla_cuda_decode_fits(attend));
     launch launch = {};
     blocking blocking = blocking_of(attend);
-    cudaError_t error = map_kv(decode, attend, &launch.kv);
+    cudaError_t error = map_kv(decode, attend, blocking.wide, &launch.kv);
     if (error == cudaSuccess)
         error = map_q(decode, attend, blocking, &launch.q);
     if (error != cudaSuccess)
@@ -121,8 +125,7 @@ extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decod
     launch.head_blocks = blocking.blocks;
     launch.block_heads = blocking.heads;
     launch.shared_rows = attend->kv.tokens_max > blocking.rows;
-    /* A tile that no other block loads need not stay in the L2 cache. */
-    launch.kv_policy = blocking.blocks == 1 ? ptx::EVICT_FIRST : ptx::EVICT_NORMAL;
+    launch.early = launch.shared_rows || decode->fast_memory;
     int worker_count = workers(decode->multiprocessors, blocking);
     schedule_layout((void *)attend->schedule, worker_count, attend->rows_max, &launch.schedule);
     launch.tables = attend->kv.tables;

@@ -21,10 +21,11 @@ enum {
     MLA_CUDA_DECODE_MAPS = 512, /* pools of a model's layers, queries; others are made again */
 };
 
-/* What one backend keeps for all launches; zeroed, then the first two set. For one thread. */
+/* What one backend keeps for all launches; zeroed, then the first three set. For one thread. */
 struct mla_cuda_decode {
     int multiprocessors;
-    void *scratch; /* mla_cuda_decode_scratch_bytes, aligned to 256, zeroed once */
+    bool fast_memory; /* for each multiprocessor; of two orders of work another is faster then */
+    void *scratch;    /* mla_cuda_decode_scratch_bytes, aligned to 256, zeroed once */
     /* Tensor maps made before, found by what they describe. */
     struct {
         struct mla_tensor_map tensor;

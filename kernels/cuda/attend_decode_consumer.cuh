@@ -3,6 +3,7 @@
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_CONSUMER_CUH
 
 #include "kernels/cuda/attend_decode_ring.cuh"
+#include "kernels/cuda/decode_join.cuh"
 
 #include <math.h>
 
@@ -15,11 +16,17 @@ template <int QUERIES> struct consumer {
     using shape = decode::shape<QUERIES>;
     static constexpr int QUERIES_EACH = shape::QUERIES_EACH;
     static constexpr int COLUMNS = QUERIES_EACH / 4; /* a thread's, of the scores */
+    using layout = queries_as_columns<QUERIES>;
+    static constexpr int PANEL_VECTORS = QUERIES / 8; /* a thread's, of O; decode_join.cuh */
+    static constexpr int UNIT_VECTORS = QUERIES == 16 ? 4 : 8;
+    static constexpr int UNIT_PANELS = UNIT_VECTORS / PANEL_VECTORS;
+    static constexpr int UNITS = shape::PANELS_EACH / UNIT_PANELS;
 
     shared<QUERIES> &shared;
     const float scale;
     const int group, warp, lane; /* of the group's four */
-    cursor<shape::RING> at = {0, 0};
+    cursor at = {0, 0};
+    uint32_t q_phase = 1; /* of this item's Q */
     float o[shape::PANELS_EACH][QUERIES / 2];
     float scores[QUERIES_EACH / 2];
     float high[COLUMNS], sum[COLUMNS]; /* the subtracted maximum; of this thread's tokens */
@@ -41,6 +48,8 @@ template <int QUERIES> struct consumer {
 
     __device__ __forceinline__ void begin()
     {
+        q_phase ^= 1;
+        ptx::barrier_wait(&shared.q_full, q_phase);
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++) {
 #pragma unroll
@@ -54,40 +63,38 @@ template <int QUERIES> struct consumer {
         }
     }
 
-    /* This warp has read what it needs of a panel. */
-    __device__ __forceinline__ void release(int panel)
+    /* The tile's panel p begins here. */
+    __device__ __forceinline__ unsigned char *panel(int p) const
     {
-        if (lane == 0)
-            ptx::barrier_arrive(&shared.empty[at.ahead(panel).slot]);
+        return shared.kv[at.slot][0] + p * ptx::EIGHT_ROWS;
+    }
+    __device__ __forceinline__ uint64_t descriptor(int p) const
+    {
+        return ptx::panel_descriptor(panel(p), 16, PIECE_BYTES);
     }
 
     __device__ __forceinline__ void score(bool last)
     {
         ptx::wgmma_pin(scores);
 #pragma unroll
+        for (int step = 0; step < STEPS; step++)
+            ptx::barrier_wait(&shared.full[at.slot][step], at.phase);
+        ptx::wgmma_fence();
+#pragma unroll
         for (int p = 0; p < PANELS; p++) {
-            cursor<shape::RING> from = at.ahead(p);
-            ptx::barrier_wait(&shared.full[from.slot], from.phase);
-            ptx::wgmma_fence();
-            uint64_t k = ptx::panel_descriptor(shared.kv[from.slot]);
+            uint64_t k = descriptor(p);
             uint64_t q =
                 ptx::panel_descriptor(shared.q[p] + group * QUERIES_EACH * ptx::PANEL_ROW_BYTES);
 #pragma unroll
             for (int step = 0; step < 4; step++)
                 ptx::wgmma<0>(scores, k + step * ptx::STEP_ALONG, q + step * ptx::STEP_ALONG,
                               p + step > 0);
-            ptx::wgmma_commit();
         }
+        ptx::wgmma_commit();
         ptx::wgmma_wait<0>();
         ptx::wgmma_pin(scores);
         if (last && lane == 0)
             ptx::barrier_arrive(&shared.q_empty);
-        release(0);
-#pragma unroll
-        for (int p = 0; p < LATENT_PANELS; p++) {
-            if (p % shape::GROUPS != group)
-                release(1 + p);
-        }
     }
 
     /* A query sees one token less than the same head's of the item's next row. What it doesn't see
@@ -101,8 +108,8 @@ template <int QUERIES> struct consumer {
                 scores[i] = -INFINITY;
         }
         for (int d = 0; d < shape::PANELS_EACH; d++)
-            clear_values(shared.kv[at.ahead(1 + panel_of(d)).slot], seen_by_all(item, tile),
-                         seen_by_any(item, tile), warp * 32 + lane, GROUP_THREADS);
+            clear_values(panel(panel_of(d)), seen_by_all(item, tile), seen_by_any(item, tile),
+                         warp * 32 + lane, GROUP_THREADS, PIECE_BYTES);
     }
 
     /* Subtracts from now on the exact maximum so far, and scales what was summed. */
@@ -180,36 +187,39 @@ template <int QUERIES> struct consumer {
         ptx::named_sync(ALL, shape::CONSUMERS);
     }
 
-    /* Waits for the products of panel D and on, each a group of its own. */
-    template <int D> __device__ __forceinline__ void release_values()
+    /* Waits for the products of step STEP and on, each a group of its own, and gives back what they
+     * read. */
+    template <int STEP> __device__ __forceinline__ void release_values()
     {
-        if constexpr (D < shape::PANELS_EACH) {
-            ptx::wgmma_wait<shape::PANELS_EACH - 1 - D>();
-            release(1 + panel_of(D));
-            release_values<D + 1>();
+        if constexpr (STEP < STEPS) {
+            ptx::wgmma_wait<STEPS - 1 - STEP>();
+            if (lane == 0)
+                ptx::barrier_arrive(&shared.empty[at.slot][STEP]);
+            release_values<STEP + 1>();
         }
     }
 
     __device__ __forceinline__ void add_values()
     {
+        constexpr uint64_t STEP_DOWN = STEP_TOKENS / PIECE_TOKENS * PIECE_BYTES / 16;
         uint64_t p = ptx::panel_descriptor(shared.p);
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++)
             ptx::wgmma_pin(o[d]);
         ptx::wgmma_fence();
 #pragma unroll
-        for (int d = 0; d < shape::PANELS_EACH; d++) {
-            uint64_t v = ptx::panel_descriptor(shared.kv[at.ahead(1 + panel_of(d)).slot]);
+        for (int step = 0; step < STEPS; step++) {
 #pragma unroll
-            for (int step = 0; step < 4; step++)
-                ptx::wgmma<1>(o[d], v + step * ptx::STEP_DOWN, p + step * ptx::STEP_ALONG, true);
+            for (int d = 0; d < shape::PANELS_EACH; d++)
+                ptx::wgmma<1>(o[d], descriptor(panel_of(d)) + step * STEP_DOWN,
+                              p + step * ptx::STEP_ALONG, true);
             ptx::wgmma_commit();
         }
         release_values<0>();
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++)
             ptx::wgmma_pin(o[d]);
-        at = at.ahead(PANELS);
+        at.next();
     }
 
     /* All of a column's weights, over the group's threads, in the order of O's columns. */
@@ -234,53 +244,82 @@ template <int QUERIES> struct consumer {
         }
     }
 
-    /* The item's output. */
+    /* Output of some units. */
+    __device__ __forceinline__ void write_panels(const launch &launch, const item &item,
+                                                 int head_block, share units,
+                                                 const float (&factor)[QUERIES / 4])
+    {
+#pragma unroll
+        for (int i = 0; i < PANEL_VECTORS; i++) {
+            __nv_bfloat16 *out = layout::output(launch, item, head_block, 4 * i);
+#pragma unroll
+            for (int d = 0; d < shape::PANELS_EACH; d++) {
+                int piece = (panel_of(d) * PANEL_VECTORS + i) * 4 + warp;
+                const float *v = o[d] + 4 * i;
+                if (units.has(d / UNIT_PANELS))
+                    layout::write(out, piece, factor[2 * i], factor[2 * i + 1],
+                                  make_float4(v[0], v[1], v[2], v[3]));
+            }
+        }
+    }
+
     __device__ __forceinline__ void write_item(const launch &launch, const item &item,
                                                int head_block)
     {
-        constexpr int REGISTERS = QUERIES_EACH / 2;
-        unsigned char *panel = shared.p + group * QUERIES_EACH * ptx::PANEL_ROW_BYTES;
         float total[QUERIES / 4];
         sum_weights(total);
 #pragma unroll
         for (int c = 0; c < QUERIES / 4; c++)
             total[c] = 1 / total[c];
-#pragma unroll
-        for (int d = 0; d < shape::PANELS_EACH; d++) {
-#pragma unroll
-            for (int i = 0; i < QUERIES / 2; i++)
-                o[d][i] *= total[i / 4 * 2 + i % 2];
-#pragma unroll
-            for (int part = 0; part < shape::GROUPS; part++) {
-                store_transposed(o[d] + part * REGISTERS, panel);
-                ptx::named_sync(OWN + group, GROUP_THREADS);
-#pragma unroll
-                for (int i = warp * 32 + lane; i < QUERIES_EACH * 8; i += GROUP_THREADS) {
-                    int query = part * QUERIES_EACH + i / 8;
-                    uint4 piece = *(uint4 *)(panel + ptx::panel_offset(i / 8, i % 8));
-                    __nv_bfloat16 *out = output_of(launch, item, head_block, query);
-                    if (out)
-                        *(uint4 *)(out + panel_of(d) * 64 + i % 8 * 8) = piece;
-                }
-                ptx::named_sync(OWN + group, GROUP_THREADS);
-            }
-        }
+        write_panels(launch, item, head_block, {0, UNITS}, total);
     }
 
-    /* Sums of a part of an item, as the registers lie; decode_join.cuh reads them. */
-    __device__ __forceinline__ void write_partial(const launch &launch, int64_t index)
+    template <class JOINER>
+    __device__ __forceinline__ void write_joined(const launch &launch, const item &item,
+                                                 int head_block, share units, const JOINER &joiner)
     {
-        float4 *to = launch.partial + index * partial_vectors(QUERIES) + warp * 32 + lane;
+        float factor[QUERIES / 4];
+#pragma unroll
+        for (int c = 0; c < QUERIES / 4; c++)
+            factor[c] = joiner.inverse_of(first_query(c / 2) + c % 2);
+        write_panels(launch, item, head_block, units, factor);
+    }
+
+    /* A part as decode_join.cuh has it: of a unit's vector, its registers, its place in a partial,
+     * and whose it is. */
+    __device__ __forceinline__ float4 vector(int unit, int v) const
+    {
+        const float *from = o[unit * UNIT_PANELS + v / PANEL_VECTORS] + v % PANEL_VECTORS * 4;
+        return make_float4(from[0], from[1], from[2], from[3]);
+    }
+    __device__ __forceinline__ void set_vector(int unit, int v, float4 to)
+    {
+        float *at = o[unit * UNIT_PANELS + v / PANEL_VECTORS] + v % PANEL_VECTORS * 4;
+        at[0] = to.x;
+        at[1] = to.y;
+        at[2] = to.z;
+        at[3] = to.w;
+    }
+    __device__ __forceinline__ int place_of(int unit, int v) const
+    {
+        int panel = panel_of(unit * UNIT_PANELS + v / PANEL_VECTORS);
+        return (panel * PANEL_VECTORS + v % PANEL_VECTORS) * GROUP_THREADS + warp * 32 + lane;
+    }
+    __device__ __forceinline__ int first_query(int v) const
+    {
+        return v % PANEL_VECTORS * 8 + lane % 4 * 2;
+    }
+    __device__ __forceinline__ int second_query(int v) const
+    {
+        return first_query(v) + 1;
+    }
+
+    __device__ __forceinline__ void write_partial(const launch &launch, int64_t index, share kept)
+    {
         float2 *statistics = launch.statistics + index * QUERIES;
         float total[QUERIES / 4];
         sum_weights(total);
-#pragma unroll
-        for (int d = 0; d < shape::PANELS_EACH; d++) {
-#pragma unroll
-            for (int i = 0; i < QUERIES / 8; i++)
-                to[(panel_of(d) * (QUERIES / 8) + i) * GROUP_THREADS] =
-                    make_float4(o[d][4 * i], o[d][4 * i + 1], o[d][4 * i + 2], o[d][4 * i + 3]);
-        }
+        write_units(*this, launch.partial + index * partial_vectors(QUERIES), kept);
         if (warp == 0 && lane < 4) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++)

@@ -26,9 +26,9 @@ namespace decode
 template <int QUERIES>
 __device__ void produce_kv(const launch &launch, const range &range, shared<QUERIES> &shared)
 {
-    constexpr int RING = shape<QUERIES>::RING;
+    uint64_t policy = kv_policy(launch, range);
     int lane = threadIdx.x % 32;
-    cursor<RING> at = {0, 0};
+    cursor at = {0, 0};
     for (int i = range.item_begin; i <= range.item_end; i++) {
         segment segment(range, launch.schedule, i);
         const int32_t *blocks = launch.tables + segment.item.table * launch.table_stride;
@@ -39,16 +39,17 @@ __device__ void produce_kv(const launch &launch, const range &range, shared<QUER
                 int token = __shfl_sync(~0u, block_mine, t) * TILE_TOKENS;
                 if (lane == 0) {
 #pragma unroll
-                    for (int p = 0; p < PANELS; p++) {
-                        cursor<RING> to = at.ahead(p);
-                        int column = p == 0 ? LATENT_PANELS : p - 1;
-                        ptx::barrier_wait(&shared.empty[to.slot], to.phase ^ 1);
-                        ptx::barrier_arrive_expect(&shared.full[to.slot], PANEL_BYTES);
-                        ptx::tma_load_2d(shared.kv[to.slot], &launch.kv, &shared.full[to.slot],
-                                         column * ptx::PANEL_WIDTH, token, launch.kv_policy);
+                    for (int step = 0; step < STEPS; step++) {
+                        uint64_t *full = &shared.full[at.slot][step];
+                        ptx::barrier_wait(&shared.empty[at.slot][step], at.phase ^ 1);
+                        ptx::barrier_arrive_expect(full, 2 * PIECE_BYTES);
+#pragma unroll
+                        for (int piece = 2 * step; piece < 2 * step + 2; piece++)
+                            ptx::tma_load_3d(shared.kv[at.slot][piece], &launch.kv, full, 0,
+                                             token + piece * PIECE_TOKENS, 0, policy);
                     }
                 }
-                at = at.ahead(PANELS);
+                at.next();
             }
         }
     }
@@ -61,15 +62,11 @@ __device__ void produce_q(const launch &launch, const range &range, int head_blo
     uint32_t phase = 0;
     for (int i = range.item_begin; i <= range.item_end; i++) {
         segment segment(range, launch.schedule, i);
-        if (segment.empty())
-            continue;
         ptx::barrier_wait(&shared.q_empty, phase ^ 1);
         ptx::barrier_arrive_expect(&shared.q_full, sizeof shared.q);
-        for (int p = 0; p < PANELS; p++) {
-            int column = p == 0 ? LATENT_PANELS : p - 1;
-            ptx::tma_load_3d(shared.q[p], &launch.q, &shared.q_full, column * ptx::PANEL_WIDTH,
+        for (int p = 0; p < PANELS; p++)
+            ptx::tma_load_3d(shared.q[p], &launch.q, &shared.q_full, p * ptx::PANEL_WIDTH,
                              head_block * launch.block_heads, segment.item.row, ptx::EVICT_FIRST);
-        }
         phase ^= 1;
     }
 }
@@ -79,14 +76,9 @@ __device__ void consume(const launch &launch, const range &range, int head_block
                         shared<QUERIES> &shared)
 {
     consumer<QUERIES> consumer(shared, launch.scale_log2);
-    uint32_t q_phase = 0;
     for (int i = range.item_begin; i <= range.item_end; i++) {
         segment segment(range, launch.schedule, i);
-        if (segment.empty())
-            continue;
         consumer.begin();
-        ptx::barrier_wait(&shared.q_full, q_phase);
-        q_phase ^= 1;
         for (int t = segment.tile_begin; t < segment.tile_end; t++) {
             consumer.score(t + 1 == segment.tile_end);
             if (seen_by_all(segment.item, t) < TILE_TOKENS)
@@ -94,14 +86,13 @@ __device__ void consume(const launch &launch, const range &range, int head_block
             consumer.weigh();
             consumer.add_values();
         }
-        if (segment.item.splits == 1) {
+        if (segment.item.splits == 1)
             consumer.write_item(launch, segment.item, head_block);
-        } else {
-            int part = range.worker - segment.item.worker;
-            consumer.write_partial(launch, partial_of(segment.item, part, launch, head_block));
-            part_written<WRITTEN, shape<QUERIES>::CONSUMERS>(range, i);
-        }
+        else
+            write_part<shape<QUERIES>::CONSUMERS, WRITTEN>(consumer, launch, range, i, segment.item,
+                                                           head_block);
     }
+    join_last<shape<QUERIES>::CONSUMERS, ALL>(consumer, launch, range, head_block, shared.kv);
 }
 
 template <int QUERIES>
@@ -116,9 +107,11 @@ __global__ void __launch_bounds__(shape<QUERIES>::THREADS, 1)
     if (threadIdx.x == shape::CONSUMERS) {
         ptx::prefetch_map(&launch.kv);
         ptx::prefetch_map(&launch.q);
-        for (int i = 0; i < shape::RING; i++) {
-            ptx::barrier_init(&shared.full[i], 1);
-            ptx::barrier_init(&shared.empty[i], shape::CONSUMERS / 32);
+        for (int slot = 0; slot < RING; slot++) {
+            for (int step = 0; step < STEPS; step++) {
+                ptx::barrier_init(&shared.full[slot][step], 1);
+                ptx::barrier_init(&shared.empty[slot][step], shape::CONSUMERS / 32);
+            }
         }
         ptx::barrier_init(&shared.q_full, 1);
         ptx::barrier_init(&shared.q_empty, shape::CONSUMERS / 32);
@@ -132,8 +125,6 @@ __global__ void __launch_bounds__(shape<QUERIES>::THREADS, 1)
         if constexpr (shape::GROUPS == 2)
             ptx::registers_raise<232>();
         consume<QUERIES>(launch, range, head_block, shared);
-        join_items<queries_as_columns<QUERIES>, shape::CONSUMERS, ALL>(launch, range, head_block,
-                                                                       shared.kv);
     } else {
         if constexpr (shape::GROUPS == 2)
             ptx::registers_lower<40>();

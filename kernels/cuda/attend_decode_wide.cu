@@ -11,7 +11,7 @@ namespace wide
 /* Copies token `token` and the 63 behind it to place TILE. */
 template <int TILE>
 __device__ __forceinline__ void produce_tile(const launch &launch, shared &s, int token,
-                                             uint32_t parity, uint32_t rope_parity)
+                                             uint64_t policy, uint32_t parity, uint32_t rope_parity)
 {
 #pragma unroll
     for (int p = 0; p < LATENT_PANELS; p++) {
@@ -19,31 +19,32 @@ __device__ __forceinline__ void produce_tile(const launch &launch, shared &s, in
             ptx::barrier_wait(&s.empty[TILE][p / HALF_PANELS], parity ^ 1);
         ptx::barrier_arrive_expect(&s.full[TILE][p], PANEL_BYTES);
         ptx::tma_load_2d(s.kv[TILE][p / HALF_PANELS] + p % HALF_PANELS * PANEL_BYTES, &launch.kv,
-                         &s.full[TILE][p], p * ptx::PANEL_WIDTH, token, launch.kv_policy);
+                         &s.full[TILE][p], p * ptx::PANEL_WIDTH, token, policy);
     }
     ptx::barrier_wait(&s.rope_empty, rope_parity ^ 1);
     ptx::barrier_arrive_expect(&s.rope_full[TILE], PANEL_BYTES);
     ptx::tma_load_2d(s.rope, &launch.kv, &s.rope_full[TILE], LATENT_PANELS * ptx::PANEL_WIDTH,
-                     token, launch.kv_policy);
+                     token, policy);
 }
 
 __device__ void produce_kv(const launch &launch, const range &range, shared &s)
 {
+    uint64_t policy = kv_policy(launch, range);
     uint32_t a = 0, b = 0; /* tiles so far */
     for (int i = range.item_begin; i <= range.item_end; i++) {
         segment segment(range, launch.schedule, i);
         const int32_t *blocks = launch.tables + segment.item.table * launch.table_stride;
         int end = segment.tile_end;
-        int next = segment.empty() ? 0 : blocks[segment.tile_begin];
+        int next = blocks[segment.tile_begin];
         for (int t = segment.tile_begin; t < end; t++) {
             int token = next * TILE_TOKENS;
             if (t + 1 < end)
                 next = blocks[t + 1];
             if ((t - segment.tile_begin) % 2 == 0) {
-                produce_tile<0>(launch, s, token, a & 1, (a + b) & 1);
+                produce_tile<0>(launch, s, token, policy, a & 1, (a + b) & 1);
                 a++;
             } else {
-                produce_tile<1>(launch, s, token, b & 1, (a + b) & 1);
+                produce_tile<1>(launch, s, token, policy, b & 1, (a + b) & 1);
                 b++;
             }
         }
@@ -55,8 +56,6 @@ __device__ void produce_q(const launch &launch, const range &range, int head_blo
     uint32_t phase = 0;
     for (int i = range.item_begin; i <= range.item_end; i++) {
         segment segment(range, launch.schedule, i);
-        if (segment.empty())
-            continue;
         ptx::barrier_wait(&s.q_empty, phase ^ 1);
         ptx::barrier_arrive_expect(&s.q_full, sizeof s.q);
         for (int p = 0; p <= LATENT_PANELS; p++)
@@ -138,12 +137,12 @@ __device__ __forceinline__ void take(consumer<0> &a, const launch &launch, const
         }
         start_other_and_score(a, item, t + 2, t + 4 >= end);
     }
-    ptx::named_sync(TAKEN + 0, CONSUMERS);
+    a.hear(TAKEN + 0);
 }
 
 /* EARLY: B scores its tile while A weighs, and adds A's values while it weighs itself. Else it adds
- * them first, so that A's place is free earlier: that is faster while tiles come from memory, and
- * not from the L2 cache. */
+ * them first, so that A's place is free earlier: that is faster while tiles come from memory,
+ * unless that is an H200's, and not from the L2 cache. */
 template <bool EARLY>
 __device__ __forceinline__ void take(consumer<1> &b, const launch &launch, const segment &segment)
 {
@@ -169,7 +168,7 @@ __device__ __forceinline__ void take(consumer<1> &b, const launch &launch, const
         finish_own<EARLY>(b, item, t + 1, t == begin, launch.block_heads);
     }
     if (begin + 1 < end)
-        ptx::named_sync(TAKEN + 1, CONSUMERS);
+        b.hear(TAKEN + 1);
 }
 
 template <bool EARLY, int GROUP>
@@ -177,23 +176,16 @@ __device__ __forceinline__ void consume(const launch &launch, const range &range
                                         shared &s)
 {
     consumer<GROUP> group(s, launch.scale_log2);
-    uint32_t q_phase = 0;
     for (int i = range.item_begin; i <= range.item_end; i++) {
         segment segment(range, launch.schedule, i);
-        if (segment.empty())
-            continue;
         group.begin();
-        ptx::barrier_wait(&s.q_full, q_phase);
-        q_phase ^= 1;
         take<EARLY>(group, launch, segment);
-        if (segment.item.splits == 1) {
+        if (segment.item.splits == 1)
             group.write_item(launch, segment.item, head_block);
-        } else {
-            int part = range.worker - segment.item.worker;
-            group.write_partial(launch, partial_of(segment.item, part, launch, head_block));
-            part_written<WRITTEN, CONSUMERS>(range, i);
-        }
+        else
+            write_part<CONSUMERS, WRITTEN>(group, launch, range, i, segment.item, head_block);
     }
+    join_last<CONSUMERS, ALL>(group, launch, range, head_block, s.kv);
 }
 
 template <bool EARLY>
@@ -215,6 +207,10 @@ __global__ void __launch_bounds__(THREADS, 1)
                 ptx::barrier_init(&s.empty[tile][half], GROUP_WARPS);
         }
         ptx::barrier_init(&s.rope_empty, GROUP_WARPS);
+#ifdef MLA_RACECHECK
+        for (int i = 0; i < TOLD; i++)
+            ptx::barrier_init(&s.told[i], GROUP_THREADS);
+#endif
         ptx::barrier_init(&s.q_full, 1);
         ptx::barrier_init(&s.q_empty, GROUPS * GROUP_WARPS);
         ptx::barrier_init_fence();
@@ -229,7 +225,6 @@ __global__ void __launch_bounds__(THREADS, 1)
             consume<EARLY, 0>(launch, range, head_block, s);
         else
             consume<EARLY, 1>(launch, range, head_block, s);
-        join_items<queries_as_rows, CONSUMERS, ALL>(launch, range, head_block, s.kv);
     } else {
         ptx::registers_lower<40>();
         if (threadIdx.x == CONSUMERS)
@@ -245,8 +240,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 cudaError_t attend_wide(const launch &launch, int blocks, cudaStream_t stream)
 {
-    auto kernel =
-        launch.shared_rows ? wide::attend_decode_wide<true> : wide::attend_decode_wide<false>;
+    auto kernel = launch.early ? wide::attend_decode_wide<true> : wide::attend_decode_wide<false>;
     return launch_together(kernel, wide::THREADS, sizeof(wide::shared), launch, blocks, stream);
 }
 

@@ -36,10 +36,11 @@ constexpr int CONSUMERS = GROUPS * GROUP_THREADS;
 /* A warp for K, one for Q, one that counts parts; registers move by warpgroups. */
 constexpr int THREADS = CONSUMERS + 128;
 
-/* Named barriers: all consumers'; of each group's own; P of a group is there, by halves of the
- * tile's tokens (2 for each group); P of a group has been read; a part has been
- * written (first and last item). */
-constexpr int ALL = 1, OWN = 2, WEIGHED = 4, TAKEN = 8, WRITTEN = 10;
+/* Named barriers: all consumers'; of each group's own; a part has been written (first and last
+ * item); and those with which one group tells the other something: P of a group is there, by halves
+ * of the tile's tokens (2 for each group); P of a group has been read. */
+constexpr int ALL = 1, OWN = 2, WRITTEN = 4, TELL = 6;
+constexpr int WEIGHED = 0, TAKEN = 4, TOLD = 6; /* counted from TELL */
 
 struct alignas(1024) shared {
     unsigned char kv[GROUPS][2][HALF_BYTES]; /* of tile A and B: left, right */
@@ -52,6 +53,9 @@ struct alignas(1024) shared {
     uint64_t full[GROUPS][LATENT_PANELS], empty[GROUPS][2];
     uint64_t rope_full[GROUPS], rope_empty; /* one place, but a barrier for each tile's waiting */
     uint64_t q_full, q_empty;
+#ifdef MLA_RACECHECK
+    uint64_t told[TOLD]; /* racecheck loses the order of named barriers where some only arrive */
+#endif
 };
 static_assert(sizeof(shared) <= SHARED_BYTES_MAX, "one block's shared memory");
 

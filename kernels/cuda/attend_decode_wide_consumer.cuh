@@ -3,6 +3,7 @@
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_WIDE_CONSUMER_CUH
 
 #include "kernels/cuda/attend_decode_wide.cuh"
+#include "kernels/cuda/decode_join.cuh"
 
 #include <math.h>
 
@@ -15,12 +16,18 @@ namespace wide
  * 8 i + 2 (lane % 4). GROUP: 0 for A, 1 for B; it also sums that half of the latent dimensions. */
 template <int GROUP> struct consumer {
     static constexpr int OTHER = 1 - GROUP;
+    using layout = queries_as_rows;
+    static constexpr int UNITS = HALF_PANELS, UNIT_VECTORS = 8; /* a panel; decode_join.cuh */
 
     shared &s;
     const float scale;
     const int warp, lane;            /* of the group's four */
     const uint64_t base;             /* the descriptor of where shared memory begins */
     uint32_t tiles[GROUPS] = {0, 0}; /* that lay in A's place and in B's */
+    uint32_t q_phase = 1;            /* of this item's Q */
+#ifdef MLA_RACECHECK
+    uint32_t heard = 0;
+#endif
     float o[128];
     float scores[32];
     uint32_t weights[16];
@@ -55,11 +62,32 @@ template <int GROUP> struct consumer {
 
     __device__ __forceinline__ void begin()
     {
+        q_phase ^= 1;
+        ptx::barrier_wait(&s.q_full, q_phase);
 #pragma unroll
         for (int i = 0; i < 128; i++)
             o[i] = 0;
         reference[0] = reference[1] = NO_SCORE;
         sum[0] = sum[1] = 0;
+    }
+
+    /* To the other group, which waits for it. */
+    __device__ __forceinline__ void tell(int what)
+    {
+#ifdef MLA_RACECHECK
+        ptx::barrier_arrive(&s.told[what]);
+#else
+        ptx::named_arrive(TELL + what, CONSUMERS);
+#endif
+    }
+    __device__ __forceinline__ void hear(int what)
+    {
+#ifdef MLA_RACECHECK
+        ptx::barrier_wait(&s.told[what], heard >> what & 1);
+        heard ^= 1u << what;
+#else
+        ptx::named_sync(TELL + what, CONSUMERS);
+#endif
     }
 
     /* By each warp, once it has read what it needs. */
@@ -73,7 +101,7 @@ template <int GROUP> struct consumer {
     __device__ __forceinline__ void release_other()
     {
         release(&s.empty[OTHER][GROUP]);
-        ptx::named_arrive(TAKEN + OTHER, CONSUMERS);
+        tell(TAKEN + OTHER);
     }
 
     __device__ __forceinline__ void wait_panel(int tile, int panel)
@@ -175,7 +203,7 @@ template <int GROUP> struct consumer {
                                 weights + 4 * step);
         }
         ptx::fence_async_shared();
-        ptx::named_arrive(WEIGHED + 2 * GROUP + HALF, CONSUMERS);
+        tell(WEIGHED + 2 * GROUP + HALF);
     }
 
     /* Weights of the tile's tokens. Whether O has to be scaled, for the warp. `first`: no P of a
@@ -199,7 +227,7 @@ template <int GROUP> struct consumer {
         if (raised)
             raise(top, factor);
         if (!first)
-            ptx::named_sync(TAKEN + GROUP, CONSUMERS);
+            hear(TAKEN + GROUP);
         if (lane == 0)
             s.raised[GROUP][warp] = raised;
         if (raised && lane % 4 == 0) {
@@ -221,7 +249,7 @@ template <int GROUP> struct consumer {
 #pragma unroll
         for (int p = 0; p < HALF_PANELS; p++) /* long there, but that is how one may read it */
             wait_panel(OTHER, GROUP * HALF_PANELS + p);
-        ptx::named_sync(WEIGHED + 2 * OTHER, CONSUMERS);
+        hear(WEIGHED + 2 * OTHER);
         if (!__shfl_sync(~0u, s.raised[OTHER][warp], 0))
             return;
         float factor[2];
@@ -267,7 +295,7 @@ template <int GROUP> struct consumer {
 #pragma unroll
         for (int step = 0; step < 4; step++) {
             if (step == 2)
-                ptx::named_sync(WEIGHED + 2 * OTHER + 1, CONSUMERS);
+                hear(WEIGHED + 2 * OTHER + 1);
             ptx::wgmma_rows(o, p + step * ptx::STEP_ALONG, v + step * ptx::STEP_DOWN);
         }
         ptx::wgmma_commit();
@@ -289,24 +317,27 @@ template <int GROUP> struct consumer {
             total[r] = s.sum[0][query(r)] + s.sum[1][query(r)];
     }
 
-    /* The item's output; a warp turns its own queries' in shared memory, panel by panel. */
-    __device__ __forceinline__ void write_item(const launch &launch, const item &item,
-                                               int head_block)
+    /* Output of some panels; a warp turns its own queries' in shared memory, panel by panel. */
+    __device__ __forceinline__ void write_panels(const launch &launch, const item &item,
+                                                 int head_block, share panels,
+                                                 const float (&factor)[2])
     {
-        float total[2];
-        sum_weights(total);
-        total[0] = 1 / total[0];
-        total[1] = 1 / total[1];
         uint32_t staged = ptx::shared_address(s.p[GROUP]);
+        __nv_bfloat16 *out[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            out[i] = output_of(launch, item, head_block, warp * 16 + i * 4 + lane / 8);
 #pragma unroll
         for (int p = 0; p < HALF_PANELS; p++) {
+            if (!panels.has(p))
+                continue;
 #pragma unroll
             for (int step = 0; step < 4; step++) {
                 uint32_t packed[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const float *pair = o + 32 * p + 8 * step + 2 * i;
-                    packed[i] = ptx::pack_bf16(pair[0] * total[i % 2], pair[1] * total[i % 2]);
+                    packed[i] = ptx::pack_bf16(pair[0] * factor[i % 2], pair[1] * factor[i % 2]);
                 }
                 ptx::store_matrices(
                     staged + ptx::panel_offset(warp * 16 + lane % 16, 2 * step + lane / 16),
@@ -317,24 +348,63 @@ template <int GROUP> struct consumer {
             for (int i = 0; i < 4; i++) {
                 int q = warp * 16 + i * 4 + lane / 8;
                 uint4 piece = *(uint4 *)(s.p[GROUP] + ptx::panel_offset(q, lane % 8));
-                __nv_bfloat16 *out = output_of(launch, item, head_block, q);
-                if (out)
-                    *(uint4 *)(out + (GROUP * HALF_PANELS + p) * 64 + lane % 8 * 8) = piece;
+                if (out[i])
+                    *(uint4 *)(out[i] + (GROUP * HALF_PANELS + p) * 64 + lane % 8 * 8) = piece;
             }
             __syncwarp();
         }
     }
 
-    /* Sums of a part of an item, as the registers lie; decode_join.cuh reads them. */
-    __device__ __forceinline__ void write_partial(const launch &launch, int64_t index)
+    __device__ __forceinline__ void write_item(const launch &launch, const item &item,
+                                               int head_block)
     {
-        float4 *to = launch.partial + index * partial_vectors(WIDE_QUERIES) +
-                     GROUP * 32 * GROUP_THREADS + warp * 32 + lane;
         float total[2];
         sum_weights(total);
-#pragma unroll
-        for (int i = 0; i < 32; i++)
-            to[i * GROUP_THREADS] = make_float4(o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]);
+        float factor[2] = {1 / total[0], 1 / total[1]};
+        write_panels(launch, item, head_block, {0, UNITS}, factor);
+    }
+
+    template <class JOINER>
+    __device__ __forceinline__ void write_joined(const launch &launch, const item &item,
+                                                 int head_block, share panels, const JOINER &joiner)
+    {
+        float factor[2] = {joiner.inverse_of(query(0)), joiner.inverse_of(query(1))};
+        write_panels(launch, item, head_block, panels, factor);
+    }
+
+    /* A part as decode_join.cuh has it: of a unit's vector, its registers, its place in a partial,
+     * and whose it is. */
+    __device__ __forceinline__ float4 vector(int unit, int v) const
+    {
+        const float *from = o + 32 * unit + 4 * v;
+        return make_float4(from[0], from[1], from[2], from[3]);
+    }
+    __device__ __forceinline__ void set_vector(int unit, int v, float4 to)
+    {
+        float *at = o + 32 * unit + 4 * v;
+        at[0] = to.x;
+        at[1] = to.y;
+        at[2] = to.z;
+        at[3] = to.w;
+    }
+    __device__ __forceinline__ int place_of(int unit, int v) const
+    {
+        return (GROUP * 32 + unit * UNIT_VECTORS + v) * GROUP_THREADS + warp * 32 + lane;
+    }
+    __device__ __forceinline__ int first_query(int) const
+    {
+        return query(0);
+    }
+    __device__ __forceinline__ int second_query(int) const
+    {
+        return query(1);
+    }
+
+    __device__ __forceinline__ void write_partial(const launch &launch, int64_t index, share kept)
+    {
+        float total[2];
+        sum_weights(total);
+        write_units(*this, launch.partial + index * partial_vectors(WIDE_QUERIES), kept);
         if (GROUP == 0 && lane % 4 == 0) {
 #pragma unroll
             for (int r = 0; r < 2; r++)

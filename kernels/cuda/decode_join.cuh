@@ -1,9 +1,11 @@
 /* Joins the parts of split items: out = sum_k 2^(max_k - max) sums_k / sum_k 2^(max_k - max) sum_k.
  *
- * The workers of a split item do it together at their end: each leaves its part in device memory
- * and counts itself in, waits for the others, and joins its share of the item's pieces, adding
- * the parts in their order. All blocks of the launch run at once, so that nobody waits for a
- * block that has not begun. */
+ * The workers that end with an item join it (all that share it but the last one, if that goes on to
+ * other items: it has long written its part when the others get there). Each leaves its part in
+ * device memory and counts itself in, waits for the others, and joins its share of the values,
+ * adding the parts in one order. Few joiners keep their own share in registers and leave the
+ * others'. All blocks of the launch run at once, so that nobody waits for a block that has not
+ * begun. */
 #ifndef MLA_KERNELS_CUDA_DECODE_JOIN_CUH
 #define MLA_KERNELS_CUDA_DECODE_JOIN_CUH
 
@@ -22,7 +24,7 @@ __device__ __forceinline__ int64_t partial_of(const item &item, int k, const lau
     return (2 * (int64_t)(item.worker + k) + (k == 0)) * launch.head_blocks + head_block;
 }
 
-/* Counts of an item's parts: one for each that is written, one more for each worker that has read
+/* Counts of an item's parts: one for each that is written, one more for each joiner that has read
  * what it needs of the others'. The last of those leaves 0 for the next launch. */
 __device__ __forceinline__ uint32_t *count_of(const item &item, const launch &launch,
                                               int head_block)
@@ -56,19 +58,19 @@ __device__ void count_parts(const launch &launch, const range &range, int head_b
     }
 }
 
-__device__ __forceinline__ void wait_for_parts(const uint32_t *count, int splits)
+__device__ __forceinline__ void wait_for_parts(const uint32_t *count, const item &item)
 {
-    while (ptx::load_acquire(count) < (uint32_t)splits) {}
+    while (ptx::load_acquire(count) < (uint32_t)item.splits) {}
 }
 
-__device__ __forceinline__ void count_reader(uint32_t *count, int splits)
+__device__ __forceinline__ void count_reader(uint32_t *count, const item &item)
 {
-    if (atomicAdd(count, 1) == 2 * (uint32_t)splits - 1)
+    if (atomicAdd(count, 1) == (uint32_t)(item.splits + item.joiners) - 1)
         *count = 0;
 }
 
-/* A partial is made of pieces, of which a warp reads one at a time, a vector of four values of two
- * queries for each lane. How they lie is as the kernels' registers lie, in two ways.
+/* A partial is made of pieces, of which a warp has or reads a vector of four values of two queries
+ * for each lane. How they lie is as the kernels' registers lie, in two ways.
  *
  * Where products have tokens or latent dimensions as rows and queries as columns: a piece is 16
  * dimensions of 8 queries. */
@@ -90,21 +92,34 @@ template <int COLUMNS> struct queries_as_columns {
         sum.w = fmaf(second, v.w, sum.w);
     }
 
+    /* Where the query that this lane writes of a piece goes, or NULL. */
+    static __device__ __forceinline__ __nv_bfloat16 *output(const launch &launch, const item &item,
+                                                            int head_block, int piece)
+    {
+        int query = piece / 4 % (QUERIES / 8) * 8 + threadIdx.x % 32 / 4;
+        return output_of(launch, item, head_block, query);
+    }
+
+    static __device__ __forceinline__ void write(__nv_bfloat16 *out, int piece, float first,
+                                                 float second, float4 sum)
+    {
+        /* Turned: a lane has two dimensions of one query, and two 8 further; then four of the lower
+         * or of the higher 8, so that four lanes write 32 bytes side by side. */
+        uint32_t low = ptx::transpose_matrix(ptx::pack_bf16(sum.x * first, sum.y * second));
+        uint32_t high = ptx::transpose_matrix(ptx::pack_bf16(sum.z * first, sum.w * second));
+        int lane = threadIdx.x % 32, odd = lane % 2;
+        uint32_t other = __shfl_xor_sync(~0u, odd ? low : high, 1);
+        if (!out)
+            return;
+        int dimension = piece / (QUERIES / 2) * 64 + piece % 4 * 16 + odd * 8 + lane % 4 / 2 * 4;
+        *(uint2 *)(out + dimension) = odd ? make_uint2(other, high) : make_uint2(low, other);
+    }
+
     static __device__ __forceinline__ void write(const launch &launch, const item &item,
                                                  int head_block, int piece, float first,
                                                  float second, float4 sum)
     {
-        /* Turned: a lane has two dimensions of one query, four lanes 16 bytes of it. */
-        uint32_t low = ptx::transpose_matrix(ptx::pack_bf16(sum.x * first, sum.y * second));
-        uint32_t high = ptx::transpose_matrix(ptx::pack_bf16(sum.z * first, sum.w * second));
-        int lane = threadIdx.x % 32;
-        __nv_bfloat16 *out =
-            output_of(launch, item, head_block, piece / 4 % (QUERIES / 8) * 8 + lane / 4);
-        if (!out)
-            return;
-        uint32_t *to = (uint32_t *)(out + piece / (QUERIES / 2) * 64 + piece % 4 * 16) + lane % 4;
-        to[0] = low;
-        to[4] = high;
+        write(output(launch, item, head_block, piece), piece, first, second, sum);
     }
 };
 
@@ -140,24 +155,76 @@ struct queries_as_rows {
     }
 };
 
-/* THREADS threads' work on one item of a block's queries, which meet at named barrier BARRIER. */
+/* A consumer's registers of O are UNITS of UNIT_VECTORS vectors. The share that a joiner keeps is
+ * whole units. */
+struct share {
+    int begin, end;
+
+    __device__ __forceinline__ bool has(int unit) const { return unit >= begin && unit < end; }
+    __device__ __forceinline__ bool empty() const { return end <= begin; }
+};
+
+/* What the worker of part `part` keeps if it ends with the item, `last`. */
+template <int UNITS>
+__device__ __forceinline__ share share_of(const item &item, int part, bool last)
+{
+    if (!last || item.joiners > UNITS)
+        return {0, 0};
+    return {part * UNITS / item.joiners, (part + 1) * UNITS / item.joiners};
+}
+
+/* Leaves a part in device memory, but for the units that are kept. */
+template <class CONSUMER>
+__device__ __forceinline__ void write_units(const CONSUMER &consumer, float4 *to, share kept)
+{
+#pragma unroll
+    for (int u = 0; u < CONSUMER::UNITS; u++) {
+        if (kept.has(u))
+            continue;
+#pragma unroll
+        for (int v = 0; v < CONSUMER::UNIT_VECTORS; v++)
+            to[consumer.place_of(u, v)] = consumer.vector(u, v);
+    }
+}
+
+/* THREADS threads' work on one item of a block's queries, which meet at named barrier BARRIER.
+ * memory: shared, (4 THREADS * 16 + THREADS * 4 + splits * QUERIES * 8) bytes, aligned to 16, free
+ * once all threads are here. */
 template <class LAYOUT, int THREADS, int BARRIER> struct joiner {
     static constexpr int QUERIES = LAYOUT::QUERIES;
     static constexpr int WARPS = THREADS / 32;
     static constexpr int PIECES = partial_vectors(QUERIES) / 32;
+    static constexpr int TOGETHER = 4; /* pieces, where warps share out the parts */
 
     const launch &launch;
     const item &item;
-    const int head_block;
-    float *weights; /* [splits, QUERIES], shared */
+    const int head_block, part;
+    float4 *sums;   /* [TOGETHER, THREADS], shared */
     float *slices;  /* [SLICES, QUERIES], shared */
+    float *weights; /* [splits, QUERIES], shared */
 
     /* A thread stays with one query, and a slice of the parts. */
     static constexpr int SLICES = THREADS / QUERIES;
 
-    /* Each part's weight for each query, over the weights' sum. */
-    __device__ void weigh_parts(float *sums)
+    __device__ __forceinline__ joiner(const decode::launch &of, const decode::item &which,
+                                      int heads, int part_mine, void *memory)
+        : launch(of), item(which), head_block(heads), part(part_mine), sums((float4 *)memory),
+          slices((float *)(sums + TOGETHER * THREADS)), weights(slices + THREADS)
     {
+    }
+
+    __device__ __forceinline__ const float4 *partial(int k) const
+    {
+        return launch.partial + partial_of(item, k, launch, head_block) * partial_vectors(QUERIES);
+    }
+
+    /* All parts are there; their weights for each query, and the slices of the weights' sum. */
+    __device__ __forceinline__ void begin()
+    {
+        if (threadIdx.x == 0)
+            wait_for_parts(count_of(item, launch, head_block), item);
+        ptx::named_sync(BARRIER, THREADS);
+        float *part_sums = weights + item.splits * QUERIES;
         int query = threadIdx.x % QUERIES, slice = threadIdx.x / QUERIES;
         float most = -INFINITY, sum = 0;
 #pragma unroll 8
@@ -165,7 +232,7 @@ template <class LAYOUT, int THREADS, int BARRIER> struct joiner {
             float2 part = __ldcg(launch.statistics +
                                  partial_of(item, k, launch, head_block) * QUERIES + query);
             weights[k * QUERIES + query] = part.x;
-            sums[k * QUERIES + query] = part.y;
+            part_sums[k * QUERIES + query] = part.y;
             most = fmaxf(most, part.x);
         }
         slices[threadIdx.x] = most;
@@ -178,10 +245,18 @@ template <class LAYOUT, int THREADS, int BARRIER> struct joiner {
         for (int k = slice; k < item.splits; k += SLICES) {
             float weight = ptx::exp2_fast(weights[k * QUERIES + query] - most);
             weights[k * QUERIES + query] = weight;
-            sum += weight * sums[k * QUERIES + query];
+            sum += weight * part_sums[k * QUERIES + query];
         }
         slices[threadIdx.x] = sum;
         ptx::named_sync(BARRIER, THREADS);
+    }
+
+    /* This thread has read what it needs. */
+    __device__ __forceinline__ void end()
+    {
+        ptx::named_sync(BARRIER, THREADS);
+        if (threadIdx.x == 0)
+            count_reader(count_of(item, launch, head_block), item);
     }
 
     __device__ __forceinline__ float inverse_of(int query) const
@@ -193,39 +268,82 @@ template <class LAYOUT, int THREADS, int BARRIER> struct joiner {
         return 1 / sum;
     }
 
-    /* Of up to MANY pieces, piece_step apart, the weighted sums of parts part, part + part_step,
-     * ..., with MANY * DEEP loads in flight. */
+    /* The units that this worker kept: its own part, then the others, the next one always on its
+     * way. */
+    template <class CONSUMER>
+    __device__ __forceinline__ void join_kept(CONSUMER &consumer, share kept)
+    {
+        constexpr int UNIT_VECTORS = CONSUMER::UNIT_VECTORS;
+        float4 next[UNIT_VECTORS];
+        auto load = [&](int unit, int other) {
+            const float4 *from = partial(other + (other >= part));
+#pragma unroll
+            for (int v = 0; v < UNIT_VECTORS; v++)
+                next[v] = __ldcg(from + consumer.place_of(unit, v));
+        };
+        int others = item.splits - 1;
+        load(kept.begin, 0);
+#pragma unroll
+        for (int u = 0; u < CONSUMER::UNITS; u++) {
+            if (!kept.has(u))
+                continue;
+            float4 sum[UNIT_VECTORS];
+#pragma unroll
+            for (int v = 0; v < UNIT_VECTORS; v++) {
+                const float *weight = weights + part * QUERIES;
+                sum[v] = make_float4(0, 0, 0, 0);
+                LAYOUT::add(sum[v], weight[consumer.first_query(v)],
+                            weight[consumer.second_query(v)], consumer.vector(u, v));
+            }
+            for (int other = 0; other < others; other++) {
+                float4 now[UNIT_VECTORS];
+#pragma unroll
+                for (int v = 0; v < UNIT_VECTORS; v++)
+                    now[v] = next[v];
+                if (other + 1 < others)
+                    load(u, other + 1);
+                else if (u + 1 < kept.end)
+                    load(u + 1, 0);
+                const float *weight = weights + (other + (other >= part)) * QUERIES;
+#pragma unroll
+                for (int v = 0; v < UNIT_VECTORS; v++)
+                    LAYOUT::add(sum[v], weight[consumer.first_query(v)],
+                                weight[consumer.second_query(v)], now[v]);
+            }
+#pragma unroll
+            for (int v = 0; v < UNIT_VECTORS; v++)
+                consumer.set_vector(u, v, sum[v]);
+        }
+    }
+
+    /* Of up to MANY pieces, piece_step apart, the weighted sums of parts k, k + k_step, ..., with
+     * MANY * DEEP loads in flight. */
     template <int MANY, int DEEP>
-    __device__ __forceinline__ void add_parts(float4 (&sum)[MANY], int piece, int piece_step,
-                                              int part, int part_step)
+    __device__ __forceinline__ void add_parts(float4 (&sum)[MANY], int piece, int piece_step, int k,
+                                              int k_step)
     {
         int lane = threadIdx.x % 32;
 #pragma unroll
         for (int m = 0; m < MANY; m++)
             sum[m] = make_float4(0, 0, 0, 0);
-        for (; part < item.splits; part += DEEP * part_step) {
+        for (; k < item.splits; k += DEEP * k_step) {
             float4 loaded[DEEP][MANY];
 #pragma unroll
             for (int i = 0; i < DEEP; i++) {
-                int k = part + i * part_step;
-                const float4 *from =
-                    launch.partial + lane +
-                    partial_of(item, k, launch, head_block) * partial_vectors(QUERIES);
 #pragma unroll
                 for (int m = 0; m < MANY; m++) {
                     int p = piece + m * piece_step;
-                    if (k < item.splits && p < PIECES)
-                        loaded[i][m] = __ldcg(from + p * 32);
+                    if (k + i * k_step < item.splits && p < PIECES)
+                        loaded[i][m] = __ldcg(partial(k + i * k_step) + p * 32 + lane);
                 }
             }
 #pragma unroll
             for (int i = 0; i < DEEP; i++) {
-                int k = part + i * part_step;
 #pragma unroll
                 for (int m = 0; m < MANY; m++) {
                     int p = piece + m * piece_step;
-                    if (k < item.splits && p < PIECES) {
-                        const float *weight = weights + k * QUERIES;
+                    if (k + i * k_step < item.splits && p < PIECES) {
+                        const float *weight = weights + (k + i * k_step) * QUERIES;
                         LAYOUT::add(sum[m], weight[LAYOUT::first_query(p)],
                                     weight[LAYOUT::second_query(p)], loaded[i][m]);
                     }
@@ -241,10 +359,10 @@ template <class LAYOUT, int THREADS, int BARRIER> struct joiner {
     }
 
     /* Pieces for each warp: its own, all parts of them. */
-    template <int MANY, int DEEP> __device__ void join_by_warps(int mine)
+    template <int MANY, int DEEP> __device__ void join_by_warps()
     {
-        int step = item.splits * WARPS, warp = threadIdx.x / 32;
-        for (int piece = mine * WARPS + warp; piece < PIECES; piece += MANY * step) {
+        int step = item.joiners * WARPS;
+        for (int piece = part * WARPS + threadIdx.x / 32; piece < PIECES; piece += MANY * step) {
             float4 sum[MANY];
             add_parts<MANY, DEEP>(sum, piece, step, 0, 1);
 #pragma unroll
@@ -255,71 +373,86 @@ template <class LAYOUT, int THREADS, int BARRIER> struct joiner {
         }
     }
 
-    /* Fewer pieces than warps: a worker's warps share out the parts of a piece. `sums`: shared,
-     * [WARPS, 32]. */
-    __device__ void join_by_parts(int mine, float4 *sums)
+    /* Fewer pieces than warps: the warps share out the parts of some pieces. */
+    template <int MANY, int DEEP> __device__ void join_by_parts()
     {
+        static_assert(MANY <= TOGETHER && MANY <= WARPS, "room in sums, and who writes");
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        for (int piece = mine; piece < PIECES; piece += item.splits) {
-            float4 sum[1];
-            add_parts<1, 16>(sum, piece, 0, warp, WARPS);
-            sums[warp * 32 + lane] = sum[0];
-            ptx::named_sync(BARRIER, THREADS);
-            if (warp == 0) {
+        for (int piece = part; piece < PIECES; piece += MANY * item.joiners) {
+            float4 sum[MANY];
+            add_parts<MANY, DEEP>(sum, piece, item.joiners, warp, WARPS);
 #pragma unroll
-                for (int w = 1; w < WARPS; w++) {
-                    float4 other = sums[w * 32 + lane];
-                    sum[0].x += other.x;
-                    sum[0].y += other.y;
-                    sum[0].z += other.z;
-                    sum[0].w += other.w;
+            for (int m = 0; m < MANY; m++)
+                sums[m * THREADS + threadIdx.x] = sum[m];
+            ptx::named_sync(BARRIER, THREADS);
+            int mine = piece + warp * item.joiners;
+            if (warp < MANY && mine < PIECES) {
+                float4 all = make_float4(0, 0, 0, 0);
+#pragma unroll
+                for (int w = 0; w < WARPS; w++) {
+                    float4 one = sums[warp * THREADS + w * 32 + lane];
+                    all.x += one.x;
+                    all.y += one.y;
+                    all.z += one.z;
+                    all.w += one.w;
                 }
-                write_piece(piece, sum[0]);
+                write_piece(mine, all);
             }
             ptx::named_sync(BARRIER, THREADS);
         }
     }
+
+    /* All from device memory, this worker's part too. */
+    __device__ void join_written()
+    {
+        int pieces = PIECES / item.joiners;
+        if (pieces > 2 * WARPS)
+            join_by_warps<4, 4>();
+        else if (pieces >= WARPS)
+            join_by_warps<1, 16>();
+        else if (pieces > 2)
+            join_by_parts<4, 4>();
+        else if (pieces > 1)
+            join_by_parts<2, 8>();
+        else
+            join_by_parts<1, 16>();
+    }
 };
 
-/* memory: shared, THREADS * 20 + splits * QUERIES * 8 bytes, aligned to 16. */
-template <class LAYOUT, int THREADS, int BARRIER>
-__device__ void join_item(const launch &launch, const item &item, int worker, int head_block,
-                          void *memory)
+/* The part of item i of the range, which is split, leaves `consumer`, but for what it keeps. */
+template <int THREADS, int BARRIER, class CONSUMER>
+__device__ __forceinline__ void write_part(CONSUMER &consumer, const launch &launch,
+                                           const range &range, int i, const item &item,
+                                           int head_block)
 {
-    float4 *sums = (float4 *)memory;
-    float *slices = (float *)(sums + THREADS), *weights = slices + THREADS;
-    joiner<LAYOUT, THREADS, BARRIER> joiner = {launch, item, head_block, weights, slices};
-    uint32_t *count = count_of(item, launch, head_block);
-    int mine = worker - item.worker;
-
-    if (threadIdx.x == 0)
-        wait_for_parts(count, item.splits);
-    ptx::named_sync(BARRIER, THREADS);
-    joiner.weigh_parts(weights + item.splits * LAYOUT::QUERIES);
-    int pieces_each = joiner.PIECES / joiner.WARPS / item.splits;
-    if (pieces_each > 2)
-        joiner.template join_by_warps<8, 2>(mine);
-    else if (pieces_each > 0)
-        joiner.template join_by_warps<1, 16>(mine);
-    else
-        joiner.join_by_parts(mine, sums);
-    ptx::named_sync(BARRIER, THREADS);
-    if (threadIdx.x == 0)
-        count_reader(count, item.splits);
+    int part = range.worker - item.worker;
+    share kept = share_of<CONSUMER::UNITS>(item, part, i == range.item_end);
+    consumer.write_partial(launch, partial_of(item, part, launch, head_block), kept);
+    part_written<BARRIER, THREADS>(range, i);
 }
 
-/* All that a worker shares with others: only the first and the last item of a range can be split.
- */
-template <class LAYOUT, int THREADS, int BARRIER>
-__device__ void join_items(const launch &launch, const range &range, int head_block, void *memory)
+/* Joins this worker's share of the item that its range ends with. */
+template <int THREADS, int BARRIER, class CONSUMER>
+__device__ __forceinline__ void join_last(CONSUMER &consumer, const launch &launch,
+                                          const range &range, int head_block, void *memory)
 {
-    for (int i = range.item_begin; i <= range.item_end;
-         i += max(1, range.item_end - range.item_begin)) {
-        segment segment(range, launch.schedule, i);
-        if (segment.split())
-            join_item<LAYOUT, THREADS, BARRIER>(launch, segment.item, range.worker, head_block,
-                                                memory);
+    if (range.item_end < range.item_begin)
+        return;
+    const item item = segment(range, launch.schedule, range.item_end).item;
+    if (item.splits == 1)
+        return;
+    int part = range.worker - item.worker;
+    share kept = share_of<CONSUMER::UNITS>(item, part, true);
+    joiner<typename CONSUMER::layout, THREADS, BARRIER> joiner(launch, item, head_block, part,
+                                                               memory);
+    joiner.begin();
+    if (kept.empty()) {
+        joiner.join_written();
+    } else {
+        joiner.join_kept(consumer, kept);
+        consumer.write_joined(launch, item, head_block, kept, joiner);
     }
+    joiner.end();
 }
 
 } // namespace decode

@@ -81,14 +81,20 @@ struct division {
 
     __device__ int tiles_in(int item) const { return tiles_before[item + 1] - tiles_before[item]; }
 
+    /* Whether the worker that has the item's last tile has none of the next item. */
+    __device__ bool ends_with(int worker, int item) const
+    {
+        return (worker + 1) * total / workers - cost_before(item + 1) <= item_cost;
+    }
+
     __device__ range range_of(int worker) const
     {
         range range = {};
         begin_of(worker, &range.item_begin, &range.tile_begin);
         begin_of(worker + 1, &range.item_end, &range.tile_end);
-        if (range.tile_end == 0 && range.item_end > range.item_begin) {
+        if (range.tile_end == 0) { /* nothing of that item; of one alone, nothing at all */
             range.item_end--;
-            range.tile_end = tiles_in(range.item_end);
+            range.tile_end = range.item_end < range.item_begin ? 0 : tiles_in(range.item_end);
         }
         return range;
     }
@@ -120,7 +126,7 @@ __device__ int find_items(const arguments &arguments, int *sums, int *per_sequen
                 int end = min(rows, begin + arguments.rows_each);
                 int length = arguments.kv_length[s] - (rows - end);
                 arguments.to.items[here] = {max(length, 1), arguments.table[s], 0, 0,
-                                            first + begin,  end - begin,        {}};
+                                            first + begin,  end - begin,        0, 0};
             }
             found += total;
             more |= rows > begin + arguments.rows_each;
@@ -192,14 +198,16 @@ __global__ void __launch_bounds__(THREADS) schedule_items(const arguments argume
         int last = division.worker_at(division.cost_before(i + 1) - 1);
         arguments.to.items[i].worker = first;
         arguments.to.items[i].splits = last - first + 1;
+        arguments.to.items[i].joiners = last - first + division.ends_with(last, i);
     }
     __syncthreads();
     for (int w = threadIdx.x; w < arguments.workers; w += THREADS) {
-        range range = {0, 0, -1, 0, {}, 0, {}};
+        range range = {0, 0, -1, 0, {}, 0, 0, {}};
         if (w < division.workers) {
             int worker = worker_of(w, (int)division.workers, per_sequence);
             range = division.range_of(worker);
             range.worker = worker;
+            range.tiles = tiles;
             range.first = arguments.to.items[range.item_begin];
         }
         arguments.to.ranges[w] = range;

@@ -28,16 +28,19 @@ struct __align__(16) item
     int32_t length, table;  /* cached tokens that the last row sees */
     int32_t worker, splits; /* the first worker, and how many */
     int32_t row, rows;      /* of the batch: each row sees one token less than the next */
-    int32_t unused[2];
+    int32_t joiners;        /* workers that end with it: all that share it, or all but the last */
+    int32_t unused;
 };
 
-/* From tile tile_begin of item item_begin up to, and without, tile tile_end of item item_end. */
+/* From tile tile_begin of item item_begin up to, and without, tile tile_end of item item_end; at
+ * least a tile of each. Nothing if item_end is before item_begin. */
 struct __align__(16) range
 {
     int32_t item_begin, tile_begin, item_end, tile_end;
     item first;     /* items[item_begin]: one wait less for a kernel that begins */
     int32_t worker; /* which of the ranges this is, counted along the list */
-    int32_t unused[3];
+    int32_t tiles;  /* of the whole list */
+    int32_t unused[2];
 };
 
 struct schedule {
@@ -82,11 +85,11 @@ __host__ inline blocking blocking_of(const struct mla_attend_decode *attend)
     blocking b = {false, 64, 1, (int)((attend->heads + 63) / 64)};
     if (attend->heads <= 16) {
         b.heads = 16;
-        b.rows = tokens > 2 ? 2 : 1;
+        b.rows = tokens > 2 ? 4 : (int)tokens;
     } else if (attend->heads <= 32) {
         b.heads = 32;
+        b.rows = tokens > 1 ? 2 : 1;
         b.wide = tokens > 2;
-        b.rows = b.wide ? 2 : 1;
     } else {
         b.wide = tokens > 1 || (b.blocks > 1 && attend->rows_max > few_rows);
     }

@@ -9,6 +9,12 @@
 
 #include <cuda_runtime.h>
 
+#ifdef MLA_RACECHECK /* racecheck follows one kernel at a time */
+constexpr int SIDE_BY_SIDE = 0;
+#else
+constexpr int SIDE_BY_SIDE = 1;
+#endif
+
 static __device__ __forceinline__ void depend()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -40,7 +46,7 @@ static cudaError_t launch_dependent(void (*kernel)(PARAMETERS...), dim3 grid, di
         return error;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    attribute.val.programmaticStreamSerializationAllowed = SIDE_BY_SIDE;
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;

@@ -71,7 +71,7 @@ cudaError_t launch(skinny::launch &p, int blocks, cudaStream_t stream)
         return error;
     cudaLaunchAttribute attributes[2] = {};
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[0].val.programmaticStreamSerializationAllowed = SIDE_BY_SIDE;
     attributes[1].id = cudaLaunchAttributeClusterDimension;
     attributes[1].val.clusterDim.x = (unsigned)p.splits;
     attributes[1].val.clusterDim.y = 1;

@@ -16,12 +16,15 @@ constexpr int PANEL_ROW_BYTES = 128; /* of bf16 */
  * where k is contiguous, 16 rows down where the other dimension is ("transposed"). */
 constexpr uint64_t STEP_ALONG = 2, STEP_DOWN = 16 * PANEL_ROW_BYTES / 16;
 
-/* Of a panel, whichever dimension is contiguous: 8 rows are 1024 bytes (the stride offset). The
- * leading offset leads to the panel beside it; operands at most 64 wide don't use it, nor do those
- * that are contiguous along k. */
-__device__ __forceinline__ uint64_t panel_descriptor(const void *panel, uint32_t panel_bytes = 16)
+/* Of a panel, whichever dimension is contiguous; eight_rows: bytes from 8 rows to the next (the
+ * stride offset). The leading offset leads to the panel beside it; operands at most 64 wide don't
+ * use it, nor do those that are contiguous along k. */
+constexpr uint32_t EIGHT_ROWS = 8 * PANEL_ROW_BYTES;
+__device__ __forceinline__ uint64_t panel_descriptor(const void *panel, uint32_t panel_bytes = 16,
+                                                     uint32_t eight_rows = EIGHT_ROWS)
 {
-    constexpr uint64_t stride = 8 * PANEL_ROW_BYTES / 16, swizzle_128 = 1;
+    constexpr uint64_t swizzle_128 = 1;
+    uint64_t stride = eight_rows / 16;
     return ((shared_address(panel) & 0x3FFFF) >> 4) | (uint64_t)(panel_bytes / 16) << 16 |
            stride << 32 | swizzle_128 << 62;
 }
