@@ -6,6 +6,7 @@
 #include "proto/dtype.h"
 #include "proto/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -39,12 +40,12 @@ enum mla_status mla_collective_mpi_create(uint32_t rank, uint32_t ranks,
                                           struct mla_collective **out);
 
 enum mla_collective_nccl_flags {
-    /* alloc gives windows of NCCL's symmetric memory: less latency for small parts. */
+    /* Collectives go with windows of NCCL's symmetric memory where this NCCL has them right: less
+     * latency for small parts. */
     MLA_NCCL_SYMMETRIC = 1,
     /* NCCL is called with one rank, too. */
     MLA_NCCL_ALONE = 2,
-    /* Each collective goes with windows at the sizes where create found that faster, and without
-     * them elsewhere: with a second communicator, and memory that both can use. */
+    /* The same at the sizes alone where create found that faster. */
     MLA_NCCL_MEASURED = 4,
 };
 
@@ -56,5 +57,9 @@ enum mla_status mla_collective_nccl_create(uint32_t rank, uint32_t ranks, void *
                                            struct mla_collective **out);
 enum mla_status mla_collective_nccl_create_flags(uint32_t rank, uint32_t ranks, void *stream,
                                                  unsigned flags, struct mla_collective **out);
+
+/* Whether its reduce-scatter (`sums`) or all-gather of parts of `count` goes with windows. */
+bool mla_collective_nccl_has_windows(const struct mla_collective *collective, bool sums,
+                                     size_t count);
 
 #endif

@@ -23,7 +23,8 @@ struct nccl {
     struct mla_collective base;
     ncclComm_t communicator;                /* NULL: one rank, nothing to do */
     ncclComm_t windowed;                    /* where windows are registered; NULL: there are none */
-    struct mla_windows windows[OPERATIONS]; /* where both are there: when to take which */
+    struct mla_windows windows[OPERATIONS]; /* when to take which */
+    int version;                            /* NCCL's */
     cudaStream_t stream;
     unsigned flags;
     struct region *regions;
@@ -67,11 +68,17 @@ static enum mla_status sum_with(const struct nccl *nccl, ncclComm_t communicator
                  "ncclReduceScatter");
 }
 
-/* The same on all ranks, as `windows` is. */
-static ncclComm_t faster(const struct nccl *nccl, enum operation operation, size_t count)
+static bool are_right(const struct nccl *nccl, enum operation operation, size_t bytes)
 {
-    bool windowed = nccl->windowed && mla_windows_are_faster(&nccl->windows[operation],
-                                                             count * mla_dtype_bytes(MLA_BF16));
+    return mla_windows_are_right(nccl->version, operation == REDUCE_SCATTER, bytes);
+}
+
+/* The same on all ranks, as `windows` is. */
+static ncclComm_t chosen(const struct nccl *nccl, enum operation operation, size_t count)
+{
+    const size_t bytes = count * mla_dtype_bytes(MLA_BF16);
+    bool windowed = nccl->windowed && are_right(nccl, operation, bytes) &&
+                    mla_windows_are_faster(&nccl->windows[operation], bytes);
     return windowed ? nccl->windowed : nccl->communicator;
 }
 
@@ -80,7 +87,7 @@ static enum mla_status all_gather(struct mla_collective *collective, void *data,
     struct nccl *nccl = nccl_of(collective);
     if (!nccl->communicator || count == 0)
         return MLA_OK;
-    return gather_with(nccl, faster(nccl, ALL_GATHER, count), data, count);
+    return gather_with(nccl, chosen(nccl, ALL_GATHER, count), data, count);
 }
 
 static enum mla_status reduce_scatter(struct mla_collective *collective, void *data, size_t count,
@@ -89,7 +96,7 @@ static enum mla_status reduce_scatter(struct mla_collective *collective, void *d
     struct nccl *nccl = nccl_of(collective);
     enum mla_status status = MLA_OK;
     if (nccl->communicator && count > 0)
-        status = sum_with(nccl, faster(nccl, REDUCE_SCATTER, count), data, count);
+        status = sum_with(nccl, chosen(nccl, REDUCE_SCATTER, count), data, count);
     if (status == MLA_OK)
         *part = part_of(nccl, data, count);
     return status;
@@ -163,7 +170,7 @@ static void destroy(struct mla_collective **collective)
     struct nccl *nccl = nccl_of(*collective);
     while (nccl->regions)
         release(*collective, nccl->regions->memory);
-    if (nccl->windowed && nccl->windowed != nccl->communicator)
+    if (nccl->windowed)
         check(nccl, ncclCommDestroy(nccl->windowed), "ncclCommDestroy");
     if (nccl->communicator)
         check(nccl, ncclCommDestroy(nccl->communicator), "ncclCommDestroy");
@@ -239,6 +246,10 @@ static enum mla_status measure(struct nccl *nccl, enum operation operation, void
     enum mla_status status = MLA_OK;
     for (uint32_t i = 0; status == MLA_OK && i < MLA_WINDOWS_SIZES; i++)
         for (int windowed = 0; status == MLA_OK && windowed < 2; windowed++) {
+            if (windowed && !are_right(nccl, operation, mla_windows_bytes(i))) {
+                ns[1][i] = UINT64_MAX;
+                continue;
+            }
             struct row row = {.nccl = nccl,
                               .communicator = windowed ? nccl->windowed : nccl->communicator,
                               .operation = operation,
@@ -276,12 +287,13 @@ static enum mla_status join_all(struct nccl *nccl)
     enum mla_status status = join(nccl, &nccl->communicator);
     if (status != MLA_OK || !(nccl->flags & (MLA_NCCL_SYMMETRIC | MLA_NCCL_MEASURED)))
         return status;
-    if (!(nccl->flags & MLA_NCCL_MEASURED)) {
-        nccl->windowed = nccl->communicator;
-        return MLA_OK;
-    }
     status = join(nccl, &nccl->windowed);
-    return status == MLA_OK ? measure_all(nccl) : status;
+    if (status != MLA_OK || nccl->flags & MLA_NCCL_MEASURED)
+        return status == MLA_OK ? measure_all(nccl) : status;
+    for (int operation = 0; operation < OPERATIONS; operation++)
+        for (uint32_t i = 0; i < MLA_WINDOWS_SIZES; i++)
+            nccl->windows[operation].faster[i] = true;
+    return MLA_OK;
 }
 
 enum mla_status mla_collective_nccl_create_flags(uint32_t rank, uint32_t ranks, void *stream,
@@ -295,12 +307,22 @@ enum mla_status mla_collective_nccl_create_flags(uint32_t rank, uint32_t ranks, 
     *collective = (struct mla_collective){.ops = &ops, .rank = rank, .ranks = ranks};
     nccl->stream = stream;
     nccl->flags = flags;
-    enum mla_status status = ranks > 1 || flags & MLA_NCCL_ALONE ? join_all(nccl) : MLA_OK;
+    enum mla_status status = check(nccl, ncclGetVersion(&nccl->version), "ncclGetVersion");
+    if (status == MLA_OK && (ranks > 1 || flags & MLA_NCCL_ALONE))
+        status = join_all(nccl);
     if (status == MLA_OK)
         *out = collective;
     else
         destroy(&collective);
     return status;
+}
+
+bool mla_collective_nccl_has_windows(const struct mla_collective *collective, bool sums,
+                                     size_t count)
+{
+    const struct nccl *nccl = (const struct nccl *)(const void *)collective;
+    return nccl->windowed &&
+           chosen(nccl, sums ? REDUCE_SCATTER : ALL_GATHER, count) == nccl->windowed;
 }
 
 enum mla_status mla_collective_nccl_create(uint32_t rank, uint32_t ranks, void *stream,

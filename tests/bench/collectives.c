@@ -17,7 +17,9 @@ static const char usage[] =
     "\n"
     "Time of a layer's all-gather of latents and reduce-scatter of outputs: the median of samples\n"
     "of 20 in a row, on a GPU replayed from a graph; of the slowest rank. NCCL between GPUs, with\n"
-    "memory as it is (plain) and in windows of its symmetric memory; MPI between CPUs.\n"
+    "memory as it is (plain) and in windows of its symmetric memory (0: this NCCL has them "
+    "wrong);\n"
+    "MPI between CPUs.\n"
     "\n"
     "  --rows LIST           rows of a microbatch, ascending; padded to the ranks\n"
     "                        (1,16,64,128,256,512)\n"
@@ -101,6 +103,17 @@ static enum mla_status create(const struct options *o, struct mla_backend *backe
     return mla_collective_mpi_create(o->rank, o->ranks, &out[0]);
 }
 
+/* Whether there is a collective of this kind, 1: with windows. */
+static bool exists(const struct mla_collective *collective, int kind, bool sums, size_t count)
+{
+#if MLA_HAVE_CUDA
+    if (collective && kind == 1)
+        return mla_collective_nccl_has_windows(collective, sums, count);
+#endif
+    (void)kind, (void)sums, (void)count;
+    return collective;
+}
+
 static enum mla_status measure_rows(struct mla_timer *timer, const struct options *o,
                                     struct mla_collective *const collectives[2], uint32_t rows,
                                     json_t *list)
@@ -108,11 +121,12 @@ static enum mla_status measure_rows(struct mla_timer *timer, const struct option
     double us[2][2] = {{0}};
     size_t own = (rows + o->ranks - 1) / o->ranks;
     enum mla_status status = MLA_OK;
-    for (int sums = 0; sums < 2; sums++)
+    for (int sums = 0; sums < 2; sums++) {
+        size_t count = own * (sums ? o->reduce : o->gather);
         for (int kind = 0; status == MLA_OK && kind < 2; kind++)
-            if (collectives[kind])
-                status = measure(timer, o, collectives[kind], own * (sums ? o->reduce : o->gather),
-                                 sums, &us[sums][kind]);
+            if (exists(collectives[kind], kind, sums, count))
+                status = measure(timer, o, collectives[kind], count, sums, &us[sums][kind]);
+    }
     if (status != MLA_OK || o->rank > 0)
         return status;
     printf("%6" PRIu32 " %12.2f %12.2f %12.2f %12.2f\n", rows, us[0][0], us[0][1], us[1][0],
