@@ -8,9 +8,9 @@
  *     P^T                 = 2^(S^T scale - max)    to shared memory as P [QUERIES, 64]
  *     O^T [512, QUERIES] += V^T P^T                V = K's latent panels, read transposed
  *
- * One warp copies panels into a ring, one Q. QUERIES 64 has two groups of consumers: each scores
+ * One warp copies tiles into a ring, one Q. QUERIES 64 has two groups of consumers: each scores
  * half of them and sums half of the latent dimensions (panels in turns) for all.
- * Panels return to the ring one by one, so that the next tile's loads start early.
+ * 16 tokens return to the ring at a time, so that the next tile's loads start early.
  *
  * The maximum is not exact: O is only rescaled when a score exceeds it by 2^RAISE, which all
  * consumers learn from one barrier that also says that P is free again. */
