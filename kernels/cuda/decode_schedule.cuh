@@ -76,9 +76,9 @@ struct blocking {
     int blocks; /* of heads */
 };
 
-/* What was fastest on an H100 and an H200 (NOTES.md). Queries as columns cost what they are, and the
- * first tile comes sooner; as rows 64 cost little more than 32, and several blocks of them far less.
- * An item has all tokens of a sequence that fit in 64 queries: they read its tiles once. */
+/* What was fastest on an H100 and an H200 (NOTES.md). Queries as columns cost what they are, and
+ * the first tile comes sooner; as rows 64 cost little more than 32, and several blocks of them far
+ * less. An item has all tokens of a sequence that fit in 64 queries: they read its tiles once. */
 __host__ inline blocking blocking_of(const struct mla_attend_decode *attend)
 {
     constexpr int few_rows = 16;
