@@ -288,12 +288,12 @@ static enum mla_status join_all(struct nccl *nccl)
     if (status != MLA_OK || !(nccl->flags & (MLA_NCCL_SYMMETRIC | MLA_NCCL_MEASURED)))
         return status;
     status = join(nccl, &nccl->windowed);
-    if (status != MLA_OK || nccl->flags & MLA_NCCL_MEASURED)
-        return status == MLA_OK ? measure_all(nccl) : status;
+    if (status == MLA_OK && nccl->flags & MLA_NCCL_MEASURED)
+        return measure_all(nccl);
     for (int operation = 0; operation < OPERATIONS; operation++)
         for (uint32_t i = 0; i < MLA_WINDOWS_SIZES; i++)
             nccl->windows[operation].faster[i] = true;
-    return MLA_OK;
+    return status;
 }
 
 enum mla_status mla_collective_nccl_create_flags(uint32_t rank, uint32_t ranks, void *stream,

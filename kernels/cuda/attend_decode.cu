@@ -49,15 +49,15 @@ cudaError_t map_kv(struct mla_cuda_decode *decode, const struct mla_attend_decod
     memset(&tensor, 0, sizeof tensor); /* padding too: find_map compares all bytes */
     tensor.base = attend->kv.pool.rows;
     tensor.dims = wide ? 2 : 3;
-    tensor.extent[0] = wide ? MLA_CUDA_DECODE_WIDTH : 64;
+    tensor.extent[0] = wide ? MLA_CUDA_DECODE_WIDTH : ptx::PANEL_WIDTH;
     /* Of any pool: how many blocks this one has is the ledger's business. */
     tensor.extent[1] = (uint64_t)MLA_BLOCKS_MAX * TILE_TOKENS;
     tensor.stride[1] = MLA_CUDA_DECODE_WIDTH;
     tensor.box[0] = 64;
-    tensor.box[1] = wide ? TILE_TOKENS : 8;
+    tensor.box[1] = wide ? TILE_TOKENS : BOX_TOKENS;
     if (!wide) {
-        tensor.extent[2] = tensor.box[2] = MLA_CUDA_DECODE_WIDTH / 64;
-        tensor.stride[2] = 64;
+        tensor.extent[2] = tensor.box[2] = LATENT_PANELS + 1;
+        tensor.stride[2] = ptx::PANEL_WIDTH;
     }
     tensor.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
     return find_map(decode, &tensor, out);

@@ -3,7 +3,7 @@
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_CONSUMER_CUH
 
 #include "kernels/cuda/attend_decode_ring.cuh"
-#include "kernels/cuda/decode_join.cuh"
+#include "kernels/cuda/decode_parts.cuh"
 
 #include <math.h>
 
@@ -17,7 +17,7 @@ template <int QUERIES> struct consumer {
     static constexpr int QUERIES_EACH = shape::QUERIES_EACH;
     static constexpr int COLUMNS = QUERIES_EACH / 4; /* a thread's, of the scores */
     using layout = queries_as_columns<QUERIES>;
-    static constexpr int PANEL_VECTORS = QUERIES / 8; /* a thread's, of O; decode_join.cuh */
+    static constexpr int PANEL_VECTORS = QUERIES / 8; /* a thread's, of O; decode_parts.cuh */
     static constexpr int UNIT_VECTORS = QUERIES == 16 ? 4 : 8;
     static constexpr int UNIT_PANELS = UNIT_VECTORS / PANEL_VECTORS;
     static constexpr int UNITS = shape::PANELS_EACH / UNIT_PANELS;
@@ -70,7 +70,7 @@ template <int QUERIES> struct consumer {
     }
     __device__ __forceinline__ uint64_t descriptor(int p) const
     {
-        return ptx::panel_descriptor(panel(p), 16, PIECE_BYTES);
+        return ptx::panel_descriptor(panel(p), 16, BOX_BYTES);
     }
 
     __device__ __forceinline__ void score(bool last)
@@ -109,7 +109,7 @@ template <int QUERIES> struct consumer {
         }
         for (int d = 0; d < shape::PANELS_EACH; d++)
             clear_values(panel(panel_of(d)), seen_by_all(item, tile), seen_by_any(item, tile),
-                         warp * 32 + lane, GROUP_THREADS, PIECE_BYTES);
+                         warp * 32 + lane, GROUP_THREADS, BOX_BYTES);
     }
 
     /* Subtracts from now on the exact maximum so far, and scales what was summed. */
@@ -201,7 +201,7 @@ template <int QUERIES> struct consumer {
 
     __device__ __forceinline__ void add_values()
     {
-        constexpr uint64_t STEP_DOWN = STEP_TOKENS / PIECE_TOKENS * PIECE_BYTES / 16;
+        constexpr uint64_t STEP_DOWN = STEP_TOKENS / BOX_TOKENS * BOX_BYTES / 16;
         uint64_t p = ptx::panel_descriptor(shared.p);
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++)
@@ -285,7 +285,7 @@ template <int QUERIES> struct consumer {
         write_panels(launch, item, head_block, units, factor);
     }
 
-    /* A part as decode_join.cuh has it: of a unit's vector, its registers, its place in a partial,
+    /* A part as decode_parts.cuh has it: of a unit's vector, its registers, its place in a partial,
      * and whose it is. */
     __device__ __forceinline__ float4 vector(int unit, int v) const
     {

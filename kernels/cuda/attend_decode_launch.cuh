@@ -12,6 +12,7 @@ namespace decode
 {
 
 constexpr int LATENT_PANELS = 8; /* of K: 64 values of 64 tokens; one more is the rope */
+constexpr int BOX_TOKENS = 8;    /* that a load brings with all their panels, but wide */
 constexpr int PANEL_BYTES = TILE_TOKENS * ptx::PANEL_ROW_BYTES;
 constexpr int GROUP_THREADS = 128; /* a warpgroup */
 constexpr int SHARED_BYTES_MAX = 227 * 1024;

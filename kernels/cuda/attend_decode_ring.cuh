@@ -1,9 +1,9 @@
 /* What producers and consumers of decode attention share: a block's shared memory, and how K lies
  * in it.
  *
- * A tile of 64 tokens is eight pieces of 8 tokens: nine panels of 128 bytes of each token, 9 KiB,
+ * A tile of 64 tokens is eight boxes of 8 tokens: nine panels of 128 bytes of each token, 9 KiB,
  * which one load brings. So loads read memory as it lies, which is up to 3% faster than a panel of
- * all 64 tokens at a time, and a tile still is nine panels whose rows come by eights. Pieces
+ * all 64 tokens at a time, and a tile still is nine panels whose rows come by eights. Boxes
  * come and go by pairs, the 16 tokens of a step of the second product. */
 #ifndef MLA_KERNELS_CUDA_ATTEND_DECODE_RING_CUH
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_RING_CUH
@@ -14,8 +14,7 @@ namespace decode
 {
 
 constexpr int PANELS = LATENT_PANELS + 1; /* the last is the rope */
-constexpr int PIECE_TOKENS = 8;
-constexpr int PIECE_BYTES = PANELS * ptx::EIGHT_ROWS;
+constexpr int BOX_BYTES = PANELS * ptx::EIGHT_ROWS;
 constexpr int STEP_TOKENS = 16, STEPS = TILE_TOKENS / STEP_TOKENS;
 constexpr int RING = 2; /* tiles */
 /* A warp for K, one for Q, one that counts parts; registers move by warpgroups. */
@@ -35,7 +34,7 @@ template <int QUERIES> struct shape {
 
 template <int QUERIES> struct alignas(1024) shared {
     using shape = decode::shape<QUERIES>;
-    unsigned char kv[RING][TILE_TOKENS / PIECE_TOKENS][PIECE_BYTES];
+    unsigned char kv[RING][TILE_TOKENS / BOX_TOKENS][BOX_BYTES];
     unsigned char q[PANELS][shape::QUERIES_BYTES];
     unsigned char p[shape::QUERIES_BYTES];
     float warp_value[4][QUERIES]; /* of each warp of the group that scores the query */

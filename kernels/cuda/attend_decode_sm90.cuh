@@ -42,11 +42,11 @@ __device__ void produce_kv(const launch &launch, const range &range, shared<QUER
                     for (int step = 0; step < STEPS; step++) {
                         uint64_t *full = &shared.full[at.slot][step];
                         ptx::barrier_wait(&shared.empty[at.slot][step], at.phase ^ 1);
-                        ptx::barrier_arrive_expect(full, 2 * PIECE_BYTES);
+                        ptx::barrier_arrive_expect(full, 2 * BOX_BYTES);
 #pragma unroll
-                        for (int piece = 2 * step; piece < 2 * step + 2; piece++)
-                            ptx::tma_load_3d(shared.kv[at.slot][piece], &launch.kv, full, 0,
-                                             token + piece * PIECE_TOKENS, 0, policy);
+                        for (int box = 2 * step; box < 2 * step + 2; box++)
+                            ptx::tma_load_3d(shared.kv[at.slot][box], &launch.kv, full, 0,
+                                             token + box * BOX_TOKENS, 0, policy);
                     }
                 }
                 at.next();

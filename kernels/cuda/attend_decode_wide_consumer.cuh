@@ -3,7 +3,7 @@
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_WIDE_CONSUMER_CUH
 
 #include "kernels/cuda/attend_decode_wide.cuh"
-#include "kernels/cuda/decode_join.cuh"
+#include "kernels/cuda/decode_parts.cuh"
 
 #include <math.h>
 
@@ -17,7 +17,7 @@ namespace wide
 template <int GROUP> struct consumer {
     static constexpr int OTHER = 1 - GROUP;
     using layout = queries_as_rows;
-    static constexpr int UNITS = HALF_PANELS, UNIT_VECTORS = 8; /* a panel; decode_join.cuh */
+    static constexpr int UNITS = HALF_PANELS, UNIT_VECTORS = 8; /* a panel; decode_parts.cuh */
 
     shared &s;
     const float scale;
@@ -372,7 +372,7 @@ template <int GROUP> struct consumer {
         write_panels(launch, item, head_block, panels, factor);
     }
 
-    /* A part as decode_join.cuh has it: of a unit's vector, its registers, its place in a partial,
+    /* A part as decode_parts.cuh has it: of a unit's vector, its registers, its place in a partial,
      * and whose it is. */
     __device__ __forceinline__ float4 vector(int unit, int v) const
     {
