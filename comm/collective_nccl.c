@@ -68,16 +68,11 @@ static enum mla_status sum_with(const struct nccl *nccl, ncclComm_t communicator
                  "ncclReduceScatter");
 }
 
-static bool are_right(const struct nccl *nccl, enum operation operation, size_t bytes)
-{
-    return mla_windows_are_right(nccl->version, operation == REDUCE_SCATTER, bytes);
-}
-
 /* The same on all ranks, as `windows` is. */
 static ncclComm_t chosen(const struct nccl *nccl, enum operation operation, size_t count)
 {
     const size_t bytes = count * mla_dtype_bytes(MLA_BF16);
-    bool windowed = nccl->windowed && are_right(nccl, operation, bytes) &&
+    bool windowed = nccl->windowed && mla_windows_are_right(nccl->version, bytes) &&
                     mla_windows_are_faster(&nccl->windows[operation], bytes);
     return windowed ? nccl->windowed : nccl->communicator;
 }
@@ -246,10 +241,6 @@ static enum mla_status measure(struct nccl *nccl, enum operation operation, void
     enum mla_status status = MLA_OK;
     for (uint32_t i = 0; status == MLA_OK && i < MLA_WINDOWS_SIZES; i++)
         for (int windowed = 0; status == MLA_OK && windowed < 2; windowed++) {
-            if (windowed && !are_right(nccl, operation, mla_windows_bytes(i))) {
-                ns[1][i] = UINT64_MAX;
-                continue;
-            }
             struct row row = {.nccl = nccl,
                               .communicator = windowed ? nccl->windowed : nccl->communicator,
                               .operation = operation,
@@ -287,6 +278,11 @@ static enum mla_status join_all(struct nccl *nccl)
     enum mla_status status = join(nccl, &nccl->communicator);
     if (status != MLA_OK || !(nccl->flags & (MLA_NCCL_SYMMETRIC | MLA_NCCL_MEASURED)))
         return status;
+    if (!mla_windows_are_right(nccl->version, 0)) {
+        if (nccl->base.rank == 0)
+            fprintf(stderr, "no windows for collectives: NCCL %d has them wrong\n", nccl->version);
+        return MLA_OK;
+    }
     status = join(nccl, &nccl->windowed);
     if (status == MLA_OK && nccl->flags & MLA_NCCL_MEASURED)
         return measure_all(nccl);

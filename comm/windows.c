@@ -7,9 +7,9 @@ void mla_windows_choose(const uint64_t plain_ns[MLA_WINDOWS_SIZES],
         out->faster[i] = windows_ns[i] < plain_ns[i] - plain_ns[i] / 50;
 }
 
-bool mla_windows_are_right(int nccl_version, bool sums, size_t bytes)
+bool mla_windows_are_right(int nccl_version, size_t bytes)
 {
-    return nccl_version >= 22807 || (!sums && bytes % 8 == 0);
+    return nccl_version >= 23007 && bytes % 8 == 0;
 }
 
 bool mla_windows_are_faster(const struct mla_windows *windows, size_t bytes)

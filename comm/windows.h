@@ -29,9 +29,11 @@ void mla_windows_choose(const uint64_t plain_ns[MLA_WINDOWS_SIZES],
                         const uint64_t windows_ns[MLA_WINDOWS_SIZES], struct mla_windows *out);
 
 /* Whether NCCL of this version (2.28.3 is 22803) gives right results with windows, for parts of so
- * many bytes. Before 2.28.7 a rank that sums reads another's part where several blocks share one
- * (reduce_scatter.cuh: rank * nElts), and parts that are gathered must be multiples of 8 bytes. */
-bool mla_windows_are_right(int nccl_version, bool sums, size_t bytes);
+ * many bytes. Kernels for windows are launched so that they may start before the kernel in front
+ * has ended (programmatic stream serialization), but only from 2.30.7 on they wait for that: until
+ * then they read what kernels like ours, which let the next one in early, have yet to write. Parts
+ * that are no multiples of 8 bytes are gathered wrongly by 2.28.3 and 2.28.9. */
+bool mla_windows_are_right(int nccl_version, size_t bytes);
 
 /* Whether windows are faster for parts of so many bytes. */
 bool mla_windows_are_faster(const struct mla_windows *windows, size_t bytes);

@@ -24,11 +24,10 @@ Test(windows, what_is_faster_by_two_percent)
 
 Test(windows, not_where_nccl_is_wrong)
 {
-    cr_expect(!mla_windows_are_right(22803, true, 4096));
-    cr_expect(mla_windows_are_right(22803, false, 4096));
-    cr_expect(!mla_windows_are_right(22803, false, 2002));
-    cr_expect(mla_windows_are_right(22807, true, 4096));
-    cr_expect(mla_windows_are_right(22807, false, 2002));
+    cr_expect(!mla_windows_are_right(22803, 4096));
+    cr_expect(!mla_windows_are_right(23004, 4096));
+    cr_expect(mla_windows_are_right(23007, 4096));
+    cr_expect(!mla_windows_are_right(23007, 2002));
 }
 
 Test(windows, the_nearest_size_decides)
