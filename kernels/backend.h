@@ -12,6 +12,7 @@
 #ifndef MLA_KERNELS_BACKEND_H
 #define MLA_KERNELS_BACKEND_H
 
+#include "kernels/kv_layout.h"
 #include "proto/dtype.h"
 #include "proto/status.h"
 
@@ -41,11 +42,13 @@ struct mla_gemm {
     const void *bias;
 };
 
-/* One layer's pages: [blocks, MLA_BLOCK_TOKENS, latent + rope] of `dtype`. */
+/* One layer's pages: [blocks, MLA_BLOCK_TOKENS, latent + rope] of `dtype`. mla_kv_pool_of makes it
+ * as the backend likes it best; the backend's operations take both layouts. */
 struct mla_kv_pool {
     void *rows;
     enum mla_dtype dtype;
     int64_t latent, rope; /* kv_lora_rank, qk_rope_head_dim */
+    enum mla_kv_layout layout;
 };
 
 /* What is kept of new rows, in place: RMSNorm of the query's latent and of the key-value latent,
@@ -296,7 +299,16 @@ struct mla_backend {
     bool tune;    /* as `tune` said */
     bool unified; /* its memory is the host's: operations also read and write what is not from
                      alloc, and have finished when they return */
+    bool panels;  /* pools that can are MLA_KV_PANELS; else it knows MLA_KV_ROWS only */
 };
+
+static inline struct mla_kv_pool mla_kv_pool_of(const struct mla_backend *backend, void *rows,
+                                                enum mla_dtype dtype, int64_t latent, int64_t rope)
+{
+    bool panels = backend->panels && dtype == MLA_BF16 && latent % MLA_KV_PANEL_VALUES == 0 &&
+                  rope % MLA_KV_PANEL_VALUES == 0;
+    return (struct mla_kv_pool){rows, dtype, latent, rope, panels ? MLA_KV_PANELS : MLA_KV_ROWS};
+}
 
 /* The CPU backend, OpenBLAS and OpenMP with `threads` threads (0: as OMP_NUM_THREADS says, or
  * all cores). Not thread-safe: one thread calls it. MLA_MEMORY. */

@@ -47,10 +47,8 @@ enum mla_status mla_kvcache_apply(struct mla_kvcache *cache, const struct mla_pl
 
 static inline struct mla_kv_pool mla_kvcache_pool(const struct mla_kvcache *cache, uint32_t layer)
 {
-    return (struct mla_kv_pool){.rows = cache->pools[layer],
-                                .dtype = cache->dtype,
-                                .latent = cache->latent,
-                                .rope = cache->rope};
+    return mla_kv_pool_of(cache->backend, cache->pools[layer], cache->dtype, cache->latent,
+                          cache->rope);
 }
 
 #endif

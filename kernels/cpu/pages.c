@@ -36,6 +36,7 @@ void mla_cpu_convert(void *dst, enum mla_dtype dst_dtype, const void *src, enum 
 
 static size_t row_bytes(const struct mla_kv_pool *pool)
 {
+    assert(pool->layout == MLA_KV_ROWS);
     return (size_t)(pool->latent + pool->rope) * mla_dtype_bytes(pool->dtype);
 }
 

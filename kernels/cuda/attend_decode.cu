@@ -41,28 +41,6 @@ cudaError_t find_map(struct mla_cuda_decode *decode, const struct mla_tensor_map
     return cudaSuccess;
 }
 
-/* In boxes of 64 values of a page's 64 tokens, or (not wide) all of 8 tokens, by panels. */
-cudaError_t map_kv(struct mla_cuda_decode *decode, const struct mla_attend_decode *attend,
-                   bool wide, CUtensorMap *out)
-{
-    struct mla_tensor_map tensor;
-    memset(&tensor, 0, sizeof tensor); /* padding too: find_map compares all bytes */
-    tensor.base = attend->kv.pool.rows;
-    tensor.dims = wide ? 2 : 3;
-    tensor.extent[0] = wide ? MLA_CUDA_DECODE_WIDTH : ptx::PANEL_WIDTH;
-    /* Of any pool: how many blocks this one has is the ledger's business. */
-    tensor.extent[1] = (uint64_t)MLA_BLOCKS_MAX * TILE_TOKENS;
-    tensor.stride[1] = MLA_CUDA_DECODE_WIDTH;
-    tensor.box[0] = 64;
-    tensor.box[1] = wide ? TILE_TOKENS : BOX_TOKENS;
-    if (!wide) {
-        tensor.extent[2] = tensor.box[2] = LATENT_PANELS + 1;
-        tensor.stride[2] = ptx::PANEL_WIDTH;
-    }
-    tensor.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
-    return find_map(decode, &tensor, out);
-}
-
 /* In boxes of a block of an item's queries by 64 values; heads that aren't there are zeros. */
 cudaError_t map_q(struct mla_cuda_decode *decode, const struct mla_attend_decode *attend,
                   const blocking &blocking, CUtensorMap *out)
@@ -94,7 +72,7 @@ size_t counts_bytes(int multiprocessors)
 extern "C" bool mla_cuda_decode_fits(const struct mla_attend_decode *attend)
 {
     const struct mla_kv_pool *pool = &attend->kv.pool;
-    return pool->dtype == MLA_BF16 && pool->latent == MLA_CUDA_DECODE_LATENT &&
+    return pool->layout == MLA_KV_PANELS && pool->latent == MLA_CUDA_DECODE_LATENT &&
            pool->rope == MLA_CUDA_DECODE_ROPE && aligned(pool->rows) && aligned(attend->q) &&
            aligned(attend->q_row_stride) && aligned(attend->q_head_stride) &&
            aligned(attend->out) && aligned(attend->out_row_stride) &&
@@ -115,9 +93,7 @@ extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decod
     assert(mla_cuda_decode_fits(attend));
     launch launch = {};
     blocking blocking = blocking_of(attend);
-    cudaError_t error = map_kv(decode, attend, blocking.wide, &launch.kv);
-    if (error == cudaSuccess)
-        error = map_q(decode, attend, blocking, &launch.q);
+    cudaError_t error = map_q(decode, attend, blocking, &launch.q);
     if (error != cudaSuccess)
         return error;
 
@@ -125,9 +101,11 @@ extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decod
     launch.head_blocks = blocking.blocks;
     launch.block_heads = blocking.heads;
     launch.shared_rows = attend->kv.tokens_max > blocking.rows;
-    launch.early = launch.shared_rows || decode->fast_memory;
+    int64_t items = (attend->kv.tokens_max + blocking.rows - 1) / blocking.rows;
+    launch.early = items * blocking.blocks > 2 || decode->fast_memory;
     int worker_count = workers(decode->multiprocessors, blocking);
     schedule_layout((void *)attend->schedule, worker_count, attend->rows_max, &launch.schedule);
+    launch.pages = (const char *)attend->kv.pool.rows;
     launch.tables = attend->kv.tables;
     launch.table_stride = attend->kv.table_stride;
     launch.out = (__nv_bfloat16 *)attend->out;

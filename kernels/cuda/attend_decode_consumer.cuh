@@ -46,6 +46,13 @@ template <int QUERIES> struct consumer {
         return group * QUERIES_EACH + column / 2 * 8 + lane % 4 * 2 + column % 2;
     }
 
+    /* By each warp, once it has read what it needs. */
+    __device__ __forceinline__ void release(uint64_t *barrier)
+    {
+        if (RACECHECK || lane == 0)
+            ptx::barrier_arrive(barrier);
+    }
+
     __device__ __forceinline__ void begin()
     {
         q_phase ^= 1;
@@ -63,38 +70,27 @@ template <int QUERIES> struct consumer {
         }
     }
 
-    /* The tile's panel p begins here. */
-    __device__ __forceinline__ unsigned char *panel(int p) const
-    {
-        return shared.kv[at.slot][0] + p * ptx::EIGHT_ROWS;
-    }
-    __device__ __forceinline__ uint64_t descriptor(int p) const
-    {
-        return ptx::panel_descriptor(panel(p), 16, BOX_BYTES);
-    }
-
     __device__ __forceinline__ void score(bool last)
     {
         ptx::wgmma_pin(scores);
 #pragma unroll
-        for (int step = 0; step < STEPS; step++)
-            ptx::barrier_wait(&shared.full[at.slot][step], at.phase);
-        ptx::wgmma_fence();
-#pragma unroll
         for (int p = 0; p < PANELS; p++) {
-            uint64_t k = descriptor(p);
+            ptx::barrier_wait(&shared.full[at.slot][p], at.phase);
+            ptx::wgmma_fence();
+            uint64_t k = ptx::panel_descriptor(shared.kv[at.slot][p]);
             uint64_t q =
                 ptx::panel_descriptor(shared.q[p] + group * QUERIES_EACH * ptx::PANEL_ROW_BYTES);
 #pragma unroll
             for (int step = 0; step < 4; step++)
                 ptx::wgmma<0>(scores, k + step * ptx::STEP_ALONG, q + step * ptx::STEP_ALONG,
                               p + step > 0);
+            ptx::wgmma_commit();
         }
-        ptx::wgmma_commit();
         ptx::wgmma_wait<0>();
         ptx::wgmma_pin(scores);
-        if (last && lane == 0)
-            ptx::barrier_arrive(&shared.q_empty);
+        release(&shared.empty[at.slot][LATENT_PANELS]);
+        if (last)
+            release(&shared.q_empty);
     }
 
     /* A query sees one token less than the same head's of the item's next row. What it doesn't see
@@ -108,8 +104,8 @@ template <int QUERIES> struct consumer {
                 scores[i] = -INFINITY;
         }
         for (int d = 0; d < shape::PANELS_EACH; d++)
-            clear_values(panel(panel_of(d)), seen_by_all(item, tile), seen_by_any(item, tile),
-                         warp * 32 + lane, GROUP_THREADS, BOX_BYTES);
+            clear_values(shared.kv[at.slot][panel_of(d)], seen_by_all(item, tile),
+                         seen_by_any(item, tile), warp * 32 + lane, GROUP_THREADS);
     }
 
     /* Subtracts from now on the exact maximum so far, and scales what was summed. */
@@ -187,32 +183,30 @@ template <int QUERIES> struct consumer {
         ptx::named_sync(ALL, shape::CONSUMERS);
     }
 
-    /* Waits for the products of step STEP and on, each a group of its own, and gives back what they
-     * read. */
-    template <int STEP> __device__ __forceinline__ void release_values()
+    /* Waits for the sums of panel D and on, each a group of its own, and gives back what they read.
+     */
+    template <int D> __device__ __forceinline__ void release_values()
     {
-        if constexpr (STEP < STEPS) {
-            ptx::wgmma_wait<STEPS - 1 - STEP>();
-            if (lane == 0)
-                ptx::barrier_arrive(&shared.empty[at.slot][STEP]);
-            release_values<STEP + 1>();
+        if constexpr (D < shape::PANELS_EACH) {
+            ptx::wgmma_wait<shape::PANELS_EACH - 1 - D>();
+            release(&shared.empty[at.slot][panel_of(D)]);
+            release_values<D + 1>();
         }
     }
 
     __device__ __forceinline__ void add_values()
     {
-        constexpr uint64_t STEP_DOWN = STEP_TOKENS / BOX_TOKENS * BOX_BYTES / 16;
         uint64_t p = ptx::panel_descriptor(shared.p);
 #pragma unroll
         for (int d = 0; d < shape::PANELS_EACH; d++)
             ptx::wgmma_pin(o[d]);
         ptx::wgmma_fence();
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
+        for (int d = 0; d < shape::PANELS_EACH; d++) {
+            uint64_t v = ptx::panel_descriptor(shared.kv[at.slot][panel_of(d)]);
 #pragma unroll
-            for (int d = 0; d < shape::PANELS_EACH; d++)
-                ptx::wgmma<1>(o[d], descriptor(panel_of(d)) + step * STEP_DOWN,
-                              p + step * ptx::STEP_ALONG, true);
+            for (int step = 0; step < STEPS; step++)
+                ptx::wgmma<1>(o[d], v + step * ptx::STEP_DOWN, p + step * ptx::STEP_ALONG, true);
             ptx::wgmma_commit();
         }
         release_values<0>();

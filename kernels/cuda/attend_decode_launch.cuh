@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/attend_decode.h"
 #include "kernels/cuda/decode_seen.cuh"
+#include "kernels/cuda/racecheck.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 #include <cuda_bf16.h>
@@ -11,8 +12,8 @@
 namespace decode
 {
 
-constexpr int LATENT_PANELS = 8; /* of K: 64 values of 64 tokens; one more is the rope */
-constexpr int BOX_TOKENS = 8;    /* that a load brings with all their panels, but wide */
+/* Of K: 64 values of 64 tokens, swizzled already; the last one is the rope (MLA_KV_PANELS). */
+constexpr int LATENT_PANELS = 8, PANELS = LATENT_PANELS + 1;
 constexpr int PANEL_BYTES = TILE_TOKENS * ptx::PANEL_ROW_BYTES;
 constexpr int GROUP_THREADS = 128; /* a warpgroup */
 constexpr int SHARED_BYTES_MAX = 227 * 1024;
@@ -23,9 +24,8 @@ constexpr float RAISE = 8.0f;
 constexpr float NO_SCORE = -1e30f; /* below all scores, but finite: its differences are numbers */
 
 struct launch {
-    CUtensorMap kv; /* bf16 [panels, tokens of the pool, 64], boxes [9, 8, 64]; wide: as one panel
-                       of 576, boxes [64, 64] */
-    CUtensorMap q;  /* bf16 [rows, heads, 576], boxes [an item's rows, a block's heads, 64] */
+    CUtensorMap q;     /* bf16 [rows, heads, 576], boxes [an item's rows, a block's heads, 64] */
+    const char *pages; /* [blocks, PANELS, PANEL_BYTES] */
     schedule schedule;
     const int32_t *tables;
     int64_t table_stride;
@@ -86,13 +86,22 @@ __device__ __forceinline__ __nv_bfloat16 *output_of(const launch &launch, const 
 
 /* The L2 cache's policy for the tiles' lines. To be evicted first is better, as parts of split
  * items stay in the cache then, and what was there before needs no writing back; but where all is
- * many times what the cache holds, and each tile is read once, lines come in 3% faster the usual
- * way. */
+ * many times what the cache holds, and each tile is read once, lines come in 1 to 3% faster the
+ * usual way. */
 __device__ __forceinline__ uint64_t kv_policy(const launch &launch, const range &range)
 {
-    constexpr int many_tiles = 3500; /* 5 times the 50 MB of an H100 */
+    constexpr int many_tiles = 6000; /* 9 times the 50 MB of an H100 */
     bool usual = launch.head_blocks == 1 && !launch.shared_rows && range.tiles > many_tiles;
     return usual ? ptx::EVICT_NORMAL : ptx::EVICT_FIRST;
+}
+
+/* Copies panel `panel` of page `block` to shared memory. */
+__device__ __forceinline__ void load_panel(const launch &launch, int block, int panel, void *to,
+                                           uint64_t *full, uint64_t policy)
+{
+    ptx::barrier_arrive_expect(full, PANEL_BYTES);
+    ptx::bulk_load(to, launch.pages + ((int64_t)block * PANELS + panel) * PANEL_BYTES, PANEL_BYTES,
+                   full, policy);
 }
 
 /* A worker's part of one item. */

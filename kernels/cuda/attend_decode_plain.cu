@@ -9,13 +9,20 @@
 typedef __nv_bfloat16 bf16;
 
 template <class T> struct cached_keys {
+    struct key {
+        pool_row<const T> row;
+        int64_t latent;
+
+        __device__ float nope(int i) const { return widen(*row.at(i)); }
+        __device__ float rope(int i) const { return widen(*row.at(latent + i)); }
+        __device__ float value(int i) const { return nope(i); }
+    };
     const struct mla_kv_view &kv;
     int64_t sequence;
 
-    __device__ key_value<T> at(int64_t key) const
+    __device__ key at(int64_t token) const
     {
-        const T *row = cached_row<T>(kv, sequence, key);
-        return {row, row + kv.pool.latent, row};
+        return {cached_row<T>(kv, sequence, token), kv.pool.latent};
     }
 };
 
@@ -33,10 +40,10 @@ static __global__ void __launch_bounds__(32 * PLAIN_WARPS_MAX)
     const int64_t keys = (int64_t)a.kv.kv_length[s] - (first[s + 1] - 1 - row);
     const query_dims dims = {(int)a.kv.pool.latent, (int)a.kv.pool.rope, (int)a.kv.pool.latent};
     float *q = shared + warp * query_floats(dims);
-    attend_query<T>(cached_keys<T>{a.kv, s}, keys,
-                    (const bf16 *)a.q + row * a.q_row_stride + head * a.q_head_stride, dims,
-                    a.scale, q, q + dims.nope + dims.rope,
-                    (bf16 *)a.out + row * a.out_row_stride + head * a.out_head_stride);
+    attend_query(cached_keys<T>{a.kv, s}, keys,
+                 (const bf16 *)a.q + row * a.q_row_stride + head * a.q_head_stride, dims, a.scale,
+                 q, q + dims.nope + dims.rope,
+                 (bf16 *)a.out + row * a.out_row_stride + head * a.out_head_stride);
 }
 
 extern "C" cudaError_t mla_cuda_launch_attend_decode(const struct mla_attend_decode *a,

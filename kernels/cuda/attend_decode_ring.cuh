@@ -1,10 +1,5 @@
-/* What producers and consumers of decode attention share: a block's shared memory, and how K lies
- * in it.
- *
- * A tile of 64 tokens is eight boxes of 8 tokens: nine panels of 128 bytes of each token, 9 KiB,
- * which one load brings. So loads read memory as it lies, which is up to 3% faster than a panel of
- * all 64 tokens at a time, and a tile still is nine panels whose rows come by eights. Boxes
- * come and go by pairs, the 16 tokens of a step of the second product. */
+/* What producers and consumers of decode attention share: a block's shared memory. K's panels come
+ * and go one by one. */
 #ifndef MLA_KERNELS_CUDA_ATTEND_DECODE_RING_CUH
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_RING_CUH
 
@@ -13,10 +8,8 @@
 namespace decode
 {
 
-constexpr int PANELS = LATENT_PANELS + 1; /* the last is the rope */
-constexpr int BOX_BYTES = PANELS * ptx::EIGHT_ROWS;
-constexpr int STEP_TOKENS = 16, STEPS = TILE_TOKENS / STEP_TOKENS;
-constexpr int RING = 2; /* tiles */
+constexpr int STEPS = TILE_TOKENS / 16; /* of a product over a tile's tokens */
+constexpr int RING = 2;                 /* tiles */
 /* A warp for K, one for Q, one that counts parts; registers move by warpgroups. */
 constexpr int PRODUCER_THREADS = 128;
 
@@ -34,12 +27,12 @@ template <int QUERIES> struct shape {
 
 template <int QUERIES> struct alignas(1024) shared {
     using shape = decode::shape<QUERIES>;
-    unsigned char kv[RING][TILE_TOKENS / BOX_TOKENS][BOX_BYTES];
+    unsigned char kv[RING][PANELS][PANEL_BYTES];
     unsigned char q[PANELS][shape::QUERIES_BYTES];
     unsigned char p[shape::QUERIES_BYTES];
     float warp_value[4][QUERIES]; /* of each warp of the group that scores the query */
     float factor[QUERIES];
-    uint64_t full[RING][STEPS], empty[RING][STEPS];
+    uint64_t full[RING][PANELS], empty[RING][PANELS];
     uint64_t q_full, q_empty;
 };
 

@@ -10,7 +10,7 @@
  *
  * One warp copies tiles into a ring, one Q. QUERIES 64 has two groups of consumers: each scores
  * half of them and sums half of the latent dimensions (panels in turns) for all.
- * 16 tokens return to the ring at a time, so that the next tile's loads start early.
+ * A panel returns to the ring as soon as it is summed, so that the next tile's loads start early.
  *
  * The maximum is not exact: O is only rescaled when a score exceeds it by 2^RAISE, which all
  * consumers learn from one barrier that also says that P is free again. */
@@ -36,17 +36,13 @@ __device__ void produce_kv(const launch &launch, const range &range, shared<QUER
             int tiles = min(32, segment.tile_end - first);
             int block_mine = lane < tiles ? blocks[first + lane] : 0;
             for (int t = 0; t < tiles; t++) {
-                int token = __shfl_sync(~0u, block_mine, t) * TILE_TOKENS;
+                int block = __shfl_sync(~0u, block_mine, t);
                 if (lane == 0) {
 #pragma unroll
-                    for (int step = 0; step < STEPS; step++) {
-                        uint64_t *full = &shared.full[at.slot][step];
-                        ptx::barrier_wait(&shared.empty[at.slot][step], at.phase ^ 1);
-                        ptx::barrier_arrive_expect(full, 2 * BOX_BYTES);
-#pragma unroll
-                        for (int box = 2 * step; box < 2 * step + 2; box++)
-                            ptx::tma_load_3d(shared.kv[at.slot][box], &launch.kv, full, 0,
-                                             token + box * BOX_TOKENS, 0, policy);
+                    for (int p = 0; p < PANELS; p++) {
+                        ptx::barrier_wait(&shared.empty[at.slot][p], at.phase ^ 1);
+                        load_panel(launch, block, p, shared.kv[at.slot][p],
+                                   &shared.full[at.slot][p], policy);
                     }
                 }
                 at.next();
@@ -105,16 +101,17 @@ __global__ void __launch_bounds__(shape<QUERIES>::THREADS, 1)
     int head_block = blockIdx.x % launch.head_blocks;
 
     if (threadIdx.x == shape::CONSUMERS) {
-        ptx::prefetch_map(&launch.kv);
         ptx::prefetch_map(&launch.q);
         for (int slot = 0; slot < RING; slot++) {
-            for (int step = 0; step < STEPS; step++) {
-                ptx::barrier_init(&shared.full[slot][step], 1);
-                ptx::barrier_init(&shared.empty[slot][step], shape::CONSUMERS / 32);
+            for (int p = 0; p < PANELS; p++) {
+                ptx::barrier_init(&shared.full[slot][p], 1);
+                /* Both groups score the rope, one sums a panel of the latent. */
+                int readers = p < LATENT_PANELS ? GROUP_THREADS : shape::CONSUMERS;
+                ptx::barrier_init(&shared.empty[slot][p], readers / 32 * TELLERS);
             }
         }
         ptx::barrier_init(&shared.q_full, 1);
-        ptx::barrier_init(&shared.q_empty, shape::CONSUMERS / 32);
+        ptx::barrier_init(&shared.q_empty, shape::CONSUMERS / 32 * TELLERS);
         ptx::barrier_init_fence();
     }
     range range = launch.schedule.ranges[blockIdx.x / launch.head_blocks];

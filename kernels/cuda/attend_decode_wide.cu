@@ -8,23 +8,20 @@ namespace decode
 namespace wide
 {
 
-/* Copies token `token` and the 63 behind it to place TILE. */
+/* Copies page `block` to place TILE. */
 template <int TILE>
-__device__ __forceinline__ void produce_tile(const launch &launch, shared &s, int token,
-                                             uint64_t policy, uint32_t parity, uint32_t rope_parity)
+__device__ __forceinline__ void produce_tile(const launch &launch, shared &s, int block,
+                                             uint64_t policy, uint32_t parity)
 {
 #pragma unroll
     for (int p = 0; p < LATENT_PANELS; p++) {
         if (p % HALF_PANELS == 0)
             ptx::barrier_wait(&s.empty[TILE][p / HALF_PANELS], parity ^ 1);
-        ptx::barrier_arrive_expect(&s.full[TILE][p], PANEL_BYTES);
-        ptx::tma_load_2d(s.kv[TILE][p / HALF_PANELS] + p % HALF_PANELS * PANEL_BYTES, &launch.kv,
-                         &s.full[TILE][p], p * ptx::PANEL_WIDTH, token, policy);
+        load_panel(launch, block, p, s.kv[TILE][p / HALF_PANELS] + p % HALF_PANELS * PANEL_BYTES,
+                   &s.full[TILE][p], policy);
     }
-    ptx::barrier_wait(&s.rope_empty, rope_parity ^ 1);
-    ptx::barrier_arrive_expect(&s.rope_full[TILE], PANEL_BYTES);
-    ptx::tma_load_2d(s.rope, &launch.kv, &s.rope_full[TILE], LATENT_PANELS * ptx::PANEL_WIDTH,
-                     token, policy);
+    ptx::barrier_wait(&s.rope_empty[TILE], parity ^ 1);
+    load_panel(launch, block, LATENT_PANELS, s.rope[TILE], &s.full[TILE][LATENT_PANELS], policy);
 }
 
 __device__ void produce_kv(const launch &launch, const range &range, shared &s)
@@ -37,14 +34,14 @@ __device__ void produce_kv(const launch &launch, const range &range, shared &s)
         int end = segment.tile_end;
         int next = blocks[segment.tile_begin];
         for (int t = segment.tile_begin; t < end; t++) {
-            int token = next * TILE_TOKENS;
+            int block = next;
             if (t + 1 < end)
                 next = blocks[t + 1];
             if ((t - segment.tile_begin) % 2 == 0) {
-                produce_tile<0>(launch, s, token, policy, a & 1, (a + b) & 1);
+                produce_tile<0>(launch, s, block, policy, a & 1);
                 a++;
             } else {
-                produce_tile<1>(launch, s, token, policy, b & 1, (a + b) & 1);
+                produce_tile<1>(launch, s, block, policy, b & 1);
                 b++;
             }
         }
@@ -97,12 +94,12 @@ __device__ __forceinline__ void start_other_and_score(consumer<GROUP> &group, co
 /* From scores to sums of the group's own tile. ADDING: the other tile's sums may still run. */
 template <bool ADDING, int GROUP>
 __device__ __forceinline__ void finish_own(consumer<GROUP> &group, const item &item, int tile,
-                                           bool first, int block_heads)
+                                           int block_heads)
 {
     float factor[2];
     if (seen_by_all(item, tile) < TILE_TOKENS)
         group.mask(item, tile, block_heads);
-    bool scaled = group.weigh(first, factor);
+    bool scaled = group.weigh(factor);
     if (ADDING) {
         group.finish();
         group.release_other();
@@ -116,8 +113,8 @@ __device__ __forceinline__ void finish_own(consumer<GROUP> &group, const item &i
     group.tiles[GROUP]++;
 }
 
-/* A segment's tiles: A has the first and every second one behind it. At the end O is settled, and P
- * has been read. No products run while a loop turns: ptxas would not let them run together. */
+/* A segment's tiles: A has the first and every second one behind it. At the end O is settled. No
+ * products run while a loop turns: ptxas would not let them run together. */
 template <bool EARLY>
 __device__ __forceinline__ void take(consumer<0> &a, const launch &launch, const segment &segment)
 {
@@ -126,7 +123,7 @@ __device__ __forceinline__ void take(consumer<0> &a, const launch &launch, const
     a.score<0, LATENT_PANELS + 1>();
     a.finish_scores(begin + 2 >= end);
     for (int t = begin;; t += 2) {
-        finish_own<false>(a, item, t, t == begin, launch.block_heads);
+        finish_own<false>(a, item, t, launch.block_heads);
         if (uniform(t + 1 >= end))
             break;
         if (uniform(t + 2 >= end)) {
@@ -137,7 +134,6 @@ __device__ __forceinline__ void take(consumer<0> &a, const launch &launch, const
         }
         start_other_and_score(a, item, t + 2, t + 4 >= end);
     }
-    a.hear(TAKEN + 0);
 }
 
 /* EARLY: B scores its tile while A weighs, and adds A's values while it weighs itself. Else it adds
@@ -165,10 +161,8 @@ __device__ __forceinline__ void take(consumer<1> &b, const launch &launch, const
         } else {
             start_other_and_score(b, item, t + 1, last);
         }
-        finish_own<EARLY>(b, item, t + 1, t == begin, launch.block_heads);
+        finish_own<EARLY>(b, item, t + 1, launch.block_heads);
     }
-    if (begin + 1 < end)
-        b.hear(TAKEN + 1);
 }
 
 template <bool EARLY, int GROUP>
@@ -197,22 +191,21 @@ __global__ void __launch_bounds__(THREADS, 1)
     int head_block = blockIdx.x % launch.head_blocks;
 
     if (threadIdx.x == CONSUMERS) {
-        ptx::prefetch_map(&launch.kv);
         ptx::prefetch_map(&launch.q);
         for (int tile = 0; tile < GROUPS; tile++) {
-            for (int p = 0; p < LATENT_PANELS; p++)
+            for (int p = 0; p <= LATENT_PANELS; p++)
                 ptx::barrier_init(&s.full[tile][p], 1);
-            ptx::barrier_init(&s.rope_full[tile], 1);
             for (int half = 0; half < 2; half++)
-                ptx::barrier_init(&s.empty[tile][half], GROUP_WARPS);
+                ptx::barrier_init(&s.empty[tile][half], GROUP_WARPS * TELLERS);
+            ptx::barrier_init(&s.rope_empty[tile],
+                              (RACECHECK ? GROUPS : 1) * GROUP_WARPS * TELLERS);
         }
-        ptx::barrier_init(&s.rope_empty, GROUP_WARPS);
 #ifdef MLA_RACECHECK
-        for (int i = 0; i < TOLD; i++)
+        for (int i = 0; i < GROUPS * HALVES; i++)
             ptx::barrier_init(&s.told[i], GROUP_THREADS);
 #endif
         ptx::barrier_init(&s.q_full, 1);
-        ptx::barrier_init(&s.q_empty, GROUPS * GROUP_WARPS);
+        ptx::barrier_init(&s.q_empty, GROUPS * GROUP_WARPS * TELLERS);
         ptx::barrier_init_fence();
     }
     range range = launch.schedule.ranges[blockIdx.x / launch.head_blocks];

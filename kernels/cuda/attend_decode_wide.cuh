@@ -16,9 +16,11 @@
  * shared memory, which the group that sums it gives back as soon as it has: by then the other has
  * read it as keys, or it could not have sent its weights.
  *
- * Registers: 128 of a thread's are O, 32 S, 16 P. Shared memory: Q 72 KiB, two tiles 128 and one
- * rope panel 8 (it is read last, and the next tile's is there again in time), P of each group 8:
- * 224 of 227 KiB. */
+ * P lies where the tile's rope panel was, which only scores need: the next tile's rope comes once
+ * the other group has read P.
+ *
+ * Registers: 128 of a thread's are O, 32 S, 16 P. Shared memory: Q 72 KiB, two tiles 144, output on
+ * its way 8: 224 of 227 KiB. */
 #ifndef MLA_KERNELS_CUDA_ATTEND_DECODE_WIDE_CUH
 #define MLA_KERNELS_CUDA_ATTEND_DECODE_WIDE_CUH
 
@@ -37,24 +39,26 @@ constexpr int CONSUMERS = GROUPS * GROUP_THREADS;
 constexpr int THREADS = CONSUMERS + 128;
 
 /* Named barriers: all consumers'; of each group's own; a part has been written (first and last
- * item); and those with which one group tells the other something: P of a group is there, by halves
- * of the tile's tokens (2 for each group); P of a group has been read. */
-constexpr int ALL = 1, OWN = 2, WRITTEN = 4, TELL = 6;
-constexpr int WEIGHED = 0, TAKEN = 4, TOLD = 6; /* counted from TELL */
+ * item); and P of a group is there, by halves of the tile's tokens (2 for each group). */
+constexpr int ALL = 1, OWN = 2, WRITTEN = 4, WEIGHED = 6;
+constexpr int HALVES = 2;
+
+/* A warp's output on its way: of its 16 queries half a panel. */
+constexpr int OUT_ROW_BYTES = 64, OUT_BYTES = 16 * OUT_ROW_BYTES;
 
 struct alignas(1024) shared {
     unsigned char kv[GROUPS][2][HALF_BYTES]; /* of tile A and B: left, right */
-    unsigned char rope[PANEL_BYTES];
+    unsigned char rope[GROUPS][PANEL_BYTES]; /* then P */
     unsigned char q[LATENT_PANELS + 1][PANEL_BYTES];
-    unsigned char p[GROUPS][PANEL_BYTES]; /* and output on its way */
+    unsigned char out[GROUPS * GROUP_WARPS][OUT_BYTES];
     float reference[GROUPS][WIDE_QUERIES];
     float sum[GROUPS][WIDE_QUERIES];
     uint32_t raised[GROUPS][GROUP_WARPS]; /* reference[] of the warp's queries is new */
-    uint64_t full[GROUPS][LATENT_PANELS], empty[GROUPS][2];
-    uint64_t rope_full[GROUPS], rope_empty; /* one place, but a barrier for each tile's waiting */
+    uint64_t full[GROUPS][LATENT_PANELS + 1], empty[GROUPS][2], rope_empty[GROUPS];
     uint64_t q_full, q_empty;
 #ifdef MLA_RACECHECK
-    uint64_t told[TOLD]; /* racecheck loses the order of named barriers where some only arrive */
+    uint64_t told[GROUPS *
+                  HALVES]; /* racecheck loses the order of named barriers where some only arrive */
 #endif
 };
 static_assert(sizeof(shared) <= SHARED_BYTES_MAX, "one block's shared memory");

@@ -71,13 +71,13 @@ template <int GROUP> struct consumer {
         sum[0] = sum[1] = 0;
     }
 
-    /* To the other group, which waits for it. */
+    /* To the other group, which waits for it: what half of weights is there. */
     __device__ __forceinline__ void tell(int what)
     {
 #ifdef MLA_RACECHECK
         ptx::barrier_arrive(&s.told[what]);
 #else
-        ptx::named_arrive(TELL + what, CONSUMERS);
+        ptx::named_arrive(WEIGHED + what, CONSUMERS);
 #endif
     }
     __device__ __forceinline__ void hear(int what)
@@ -86,14 +86,14 @@ template <int GROUP> struct consumer {
         ptx::barrier_wait(&s.told[what], heard >> what & 1);
         heard ^= 1u << what;
 #else
-        ptx::named_sync(TELL + what, CONSUMERS);
+        ptx::named_sync(WEIGHED + what, CONSUMERS);
 #endif
     }
 
     /* By each warp, once it has read what it needs. */
     __device__ __forceinline__ void release(uint64_t *barrier)
     {
-        if (lane == 0)
+        if (RACECHECK || lane == 0)
             ptx::barrier_arrive(barrier);
     }
 
@@ -101,7 +101,7 @@ template <int GROUP> struct consumer {
     __device__ __forceinline__ void release_other()
     {
         release(&s.empty[OTHER][GROUP]);
-        tell(TAKEN + OTHER);
+        release(&s.rope_empty[OTHER]);
     }
 
     __device__ __forceinline__ void wait_panel(int tile, int panel)
@@ -114,14 +114,10 @@ template <int GROUP> struct consumer {
     {
 #pragma unroll
         for (int p = FROM; p < TO; p++) {
-            const unsigned char *panel;
-            if (p < LATENT_PANELS) {
-                wait_panel(GROUP, p);
-                panel = s.kv[GROUP][p / HALF_PANELS] + p % HALF_PANELS * PANEL_BYTES;
-            } else {
-                ptx::barrier_wait(&s.rope_full[GROUP], tiles[GROUP] & 1);
-                panel = s.rope;
-            }
+            const unsigned char *panel =
+                p < LATENT_PANELS ? s.kv[GROUP][p / HALF_PANELS] + p % HALF_PANELS * PANEL_BYTES
+                                  : s.rope[GROUP];
+            wait_panel(GROUP, p);
             ptx::wgmma_fence();
             uint64_t q = descriptor(s.q[p]), k = descriptor(panel);
 #pragma unroll
@@ -137,7 +133,6 @@ template <int GROUP> struct consumer {
     {
         finish();
         ptx::wgmma_pin(scores);
-        release(&s.rope_empty);
         if (last)
             release(&s.q_empty);
     }
@@ -192,7 +187,7 @@ template <int GROUP> struct consumer {
 #pragma unroll
         for (int i = 16 * HALF; i < 16 * HALF + 16; i++)
             scores[i] = ptx::exp2_fast(fmaf(scores[i], scale, -reference[i / 2 % 2]));
-        uint32_t to = ptx::shared_address(s.p[GROUP]);
+        uint32_t to = ptx::shared_address(s.rope[GROUP]);
 #pragma unroll
         for (int step = 2 * HALF; step < 2 * HALF + 2; step++) {
 #pragma unroll
@@ -203,12 +198,11 @@ template <int GROUP> struct consumer {
                                 weights + 4 * step);
         }
         ptx::fence_async_shared();
-        tell(WEIGHED + 2 * GROUP + HALF);
+        tell(HALVES * GROUP + HALF);
     }
 
-    /* Weights of the tile's tokens. Whether O has to be scaled, for the warp. `first`: no P of a
-     * tile before has to be read. */
-    __device__ __forceinline__ bool weigh(bool first, float (&factor)[2])
+    /* Weights of the tile's tokens. Whether O has to be scaled, for the warp. */
+    __device__ __forceinline__ bool weigh(float (&factor)[2])
     {
         float top[2] = {fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3])};
         float other[2] = {fmaxf(scores[4], scores[5]), fmaxf(scores[6], scores[7])};
@@ -226,8 +220,7 @@ template <int GROUP> struct consumer {
                                             fmaf(top[1], scale, -reference[1])) > RAISE);
         if (raised)
             raise(top, factor);
-        if (!first)
-            hear(TAKEN + GROUP);
+        ptx::named_sync(OWN + GROUP, GROUP_THREADS); /* all have read the rope */
         if (lane == 0)
             s.raised[GROUP][warp] = raised;
         if (raised && lane % 4 == 0) {
@@ -236,6 +229,8 @@ template <int GROUP> struct consumer {
         }
         weigh_half<0>();
         weigh_half<1>();
+        if (RACECHECK) /* who reads P says so to who loads, but racecheck wants it of who wrote */
+            release(&s.rope_empty[GROUP]);
 #pragma unroll
         for (int i = 0; i < 32; i++)
             sum[i / 2 % 2] += scores[i];
@@ -249,7 +244,7 @@ template <int GROUP> struct consumer {
 #pragma unroll
         for (int p = 0; p < HALF_PANELS; p++) /* long there, but that is how one may read it */
             wait_panel(OTHER, GROUP * HALF_PANELS + p);
-        hear(WEIGHED + 2 * OTHER);
+        hear(HALVES * OTHER);
         if (!__shfl_sync(~0u, s.raised[OTHER][warp], 0))
             return;
         float factor[2];
@@ -290,12 +285,12 @@ template <int GROUP> struct consumer {
     __device__ __forceinline__ void add_other()
     {
         uint64_t v = half_descriptor(s.kv[OTHER][GROUP]);
-        uint64_t p = descriptor(s.p[OTHER]);
+        uint64_t p = descriptor(s.rope[OTHER]);
         ptx::wgmma_fence();
 #pragma unroll
         for (int step = 0; step < 4; step++) {
             if (step == 2)
-                hear(WEIGHED + 2 * OTHER + 1);
+                hear(HALVES * OTHER + 1);
             ptx::wgmma_rows(o, p + step * ptx::STEP_ALONG, v + step * ptx::STEP_DOWN);
         }
         ptx::wgmma_commit();
@@ -317,39 +312,48 @@ template <int GROUP> struct consumer {
             total[r] = s.sum[0][query(r)] + s.sum[1][query(r)];
     }
 
-    /* Output of some panels; a warp turns its own queries' in shared memory, panel by panel. */
+    /* Where a warp's output lies on its way: [16 queries, 4 pieces of 16 bytes]. */
+    static __device__ __forceinline__ uint32_t out_offset(int row, int piece)
+    {
+        return row * OUT_ROW_BYTES + (piece ^ (row >> 1 & 3)) * 16;
+    }
+
+    /* Output of some panels; a warp turns its own queries' in shared memory, half a panel at a
+     * time. */
     __device__ __forceinline__ void write_panels(const launch &launch, const item &item,
                                                  int head_block, share panels,
                                                  const float (&factor)[2])
     {
-        uint32_t staged = ptx::shared_address(s.p[GROUP]);
-        __nv_bfloat16 *out[4];
+        unsigned char *staged = s.out[GROUP * GROUP_WARPS + warp];
+        __nv_bfloat16 *out[2];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            out[i] = output_of(launch, item, head_block, warp * 16 + i * 4 + lane / 8);
+        for (int i = 0; i < 2; i++) {
+            out[i] = output_of(launch, item, head_block, warp * 16 + i * 8 + lane / 4);
+            if (out[i])
+                out[i] += GROUP * HALF_PANELS * ptx::PANEL_WIDTH + lane % 4 * 8;
+        }
 #pragma unroll
-        for (int p = 0; p < HALF_PANELS; p++) {
-            if (!panels.has(p))
+        for (int half = 0; half < 2 * HALF_PANELS; half++) {
+            if (!panels.has(half / 2))
                 continue;
 #pragma unroll
-            for (int step = 0; step < 4; step++) {
+            for (int step = 0; step < 2; step++) {
                 uint32_t packed[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const float *pair = o + 32 * p + 8 * step + 2 * i;
+                    const float *pair = o + 16 * half + 8 * step + 2 * i;
                     packed[i] = ptx::pack_bf16(pair[0] * factor[i % 2], pair[1] * factor[i % 2]);
                 }
-                ptx::store_matrices(
-                    staged + ptx::panel_offset(warp * 16 + lane % 16, 2 * step + lane / 16),
-                    packed);
+                ptx::store_matrices(ptx::shared_address(staged) +
+                                        out_offset(lane % 16, 2 * step + lane / 16),
+                                    packed);
             }
             __syncwarp();
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int q = warp * 16 + i * 4 + lane / 8;
-                uint4 piece = *(uint4 *)(s.p[GROUP] + ptx::panel_offset(q, lane % 8));
+            for (int i = 0; i < 2; i++) {
+                uint4 piece = *(uint4 *)(staged + out_offset(i * 8 + lane / 4, lane % 4));
                 if (out[i])
-                    *(uint4 *)(out[i] + (GROUP * HALF_PANELS + p) * 64 + lane % 8 * 8) = piece;
+                    *(uint4 *)(out[i] + half * 32) = piece;
             }
             __syncwarp();
         }

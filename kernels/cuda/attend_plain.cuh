@@ -28,15 +28,10 @@ static inline int plain_warps(const struct query_dims &dims)
     return warps < PLAIN_WARPS_MAX ? (int)warps : PLAIN_WARPS_MAX;
 }
 
-/* One key: [nope | rope], and its value. */
-template <class T> struct key_value {
-    const T *nope, *rope, *value;
-};
-
 /* scores[j] = q . k_j over the first `count` keys of a step. */
-template <class T>
+template <class KEY>
 static __device__ __forceinline__ void score(float (&scores)[STEP_KEYS],
-                                             const key_value<T> (&keys)[STEP_KEYS], int count,
+                                             const KEY (&keys)[STEP_KEYS], int count,
                                              const float *q, const struct query_dims &dims)
 {
     const int lane = threadIdx.x % 32;
@@ -47,12 +42,12 @@ static __device__ __forceinline__ void score(float (&scores)[STEP_KEYS],
 #pragma unroll
         for (int j = 0; j < STEP_KEYS; j++)
             if (j < count)
-                scores[j] += q[i] * widen(keys[j].nope[i]);
+                scores[j] += q[i] * keys[j].nope(i);
     for (int i = lane; i < dims.rope; i += 32)
 #pragma unroll
         for (int j = 0; j < STEP_KEYS; j++)
             if (j < count)
-                scores[j] += q[dims.nope + i] * widen(keys[j].rope[i]);
+                scores[j] += q[dims.nope + i] * keys[j].rope(i);
 #pragma unroll
     for (int j = 0; j < STEP_KEYS; j++)
         scores[j] = warp_sum(scores[j]);
@@ -60,9 +55,9 @@ static __device__ __forceinline__ void score(float (&scores)[STEP_KEYS],
 
 /* out = softmax(scale q k^T) v over keys.at(0 .. count); 0 without keys. Returns the natural
  * logarithm of the sum of exponentials. Keys past `count` are not read. `q` and `sums` are shared
- * memory of this warp: [nope + rope] and [v]. KEYS: __device__ key_value<T> at(int64_t key) const
- */
-template <class T, class KEYS>
+ * memory of this warp: [nope + rope] and [v]. KEYS: __device__ key at(int64_t key) const, and key
+ * has float nope(i), rope(i), value(i). */
+template <class KEYS>
 static __device__ float attend_query(const KEYS &keys, int64_t count, const __nv_bfloat16 *query,
                                      const struct query_dims &dims, float scale, float *q,
                                      float *sums, __nv_bfloat16 *out)
@@ -76,7 +71,7 @@ static __device__ float attend_query(const KEYS &keys, int64_t count, const __nv
     __syncwarp();
     for (int64_t key = 0; key < count; key += STEP_KEYS) {
         const int step = count - key < STEP_KEYS ? (int)(count - key) : STEP_KEYS;
-        key_value<T> step_keys[STEP_KEYS];
+        typename KEYS::key step_keys[STEP_KEYS];
         float weights[STEP_KEYS];
 #pragma unroll
         for (int j = 0; j < STEP_KEYS; j++)
@@ -101,7 +96,7 @@ static __device__ float attend_query(const KEYS &keys, int64_t count, const __nv
 #pragma unroll
             for (int j = 0; j < STEP_KEYS; j++)
                 if (j < step)
-                    value += weights[j] * widen(step_keys[j].value[i]);
+                    value += weights[j] * step_keys[j].value(i);
             sums[i] = value;
         }
     }

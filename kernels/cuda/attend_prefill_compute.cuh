@@ -40,7 +40,7 @@ __device__ __forceinline__ void hold_queries(struct shared &s, int group,
                            panel + ptx::panel_offset(row, step % 4 * 2 + lane / 16));
     }
     __syncwarp();
-    if (TELLERS == 32 || lane == 0) {
+    if (RACECHECK || lane == 0) {
         ptx::barrier_arrive(&s.q_empty[group]);
     }
 }
@@ -342,7 +342,7 @@ __device__ __forceinline__ void compute(const struct launch &p, struct shared &s
         zero(state.o);
         if (t.steps == 0) {
             __syncwarp();
-            if (TELLERS == 32 || leader) {
+            if (RACECHECK || leader) {
                 ptx::barrier_arrive(&s.q_empty[group]);
             }
             state.rows = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};

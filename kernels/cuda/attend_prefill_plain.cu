@@ -9,12 +9,19 @@
 typedef __nv_bfloat16 bf16;
 
 struct expanded_keys {
+    struct key {
+        const bf16 *nopes, *ropes, *values;
+
+        __device__ float nope(int i) const { return widen(nopes[i]); }
+        __device__ float rope(int i) const { return widen(ropes[i]); }
+        __device__ float value(int i) const { return widen(values[i]); }
+    };
     const bf16 *nope, *rope, *value;
     int64_t stride, rope_stride, value_stride;
 
-    __device__ key_value<bf16> at(int64_t key) const
+    __device__ key at(int64_t token) const
     {
-        return {nope + key * stride, rope + key * rope_stride, value + key * value_stride};
+        return {nope + token * stride, rope + token * rope_stride, value + token * value_stride};
     }
 };
 
@@ -44,10 +51,10 @@ static __global__ void __launch_bounds__(32 * PLAIN_WARPS_MAX)
     const query_dims dims = {(int)a.nope, (int)a.rope, (int)a.v_dim};
     float *q = shared + warp * query_floats(dims);
     const float lse =
-        attend_query<bf16>(keys_of(a, a.key_first[s], head), keys,
-                           (const bf16 *)a.q + row * a.q_row_stride + head * a.q_head_stride, dims,
-                           a.scale, q, q + dims.nope + dims.rope,
-                           (bf16 *)a.out + row * a.out_row_stride + head * a.out_head_stride);
+        attend_query(keys_of(a, a.key_first[s], head), keys,
+                     (const bf16 *)a.q + row * a.q_row_stride + head * a.q_head_stride, dims,
+                     a.scale, q, q + dims.nope + dims.rope,
+                     (bf16 *)a.out + row * a.out_row_stride + head * a.out_head_stride);
     if (threadIdx.x % 32 == 0)
         a.lse[row * a.heads + head] = lse;
 }

@@ -7,6 +7,7 @@
 #define MLA_KERNELS_CUDA_ATTEND_PREFILL_SM90_CUH
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/racecheck.cuh"
 
 #include <cuda_bf16.h>
 
@@ -21,14 +22,6 @@ constexpr int KEYS = 128; /* of a step */
 constexpr int STAGES = 2; /* steps in shared memory */
 constexpr int PANEL = 64; /* values of a panel's row: 128 bytes, swizzled */
 constexpr int WARPS = 4;  /* of a warpgroup */
-/* Lanes of a warp that tell the loader that a tile's description and queries have been read. One is
- * enough: __syncwarp puts the others' reads before its arrival. racecheck only sees the lane that
- * arrives, so for it all do. */
-#ifdef MLA_RACECHECK
-constexpr int TELLERS = 32;
-#else
-constexpr int TELLERS = 1;
-#endif
 constexpr int THREADS = (1 + GROUPS) * WARPS * 32;
 
 constexpr int NOPE_PANELS = NOPE / PANEL, V_PANELS = V_DIM / PANEL;

@@ -1,5 +1,6 @@
-/* Rows from one place, stride and dtype to another. What row goes where is up to ROWS:
- *   __device__ bool find(int64_t row, const S *&src, D *&dst) const  false: skip this row
+/* Rows from one place, layout and dtype to another. What row goes where is up to ROWS:
+ *   source, target                                          what has a T *at(int64_t column)
+ *   __device__ bool find(int64_t row, source &src, target &dst) const    false: skip this row
  */
 #ifndef MLA_KERNELS_CUDA_COPY_ROWS_CUH
 #define MLA_KERNELS_CUDA_COPY_ROWS_CUH
@@ -12,25 +13,32 @@
 
 constexpr int COPY_THREADS = 256;
 
+/* Values side by side. */
+template <class T> struct plain_row {
+    T *values;
+
+    __device__ __forceinline__ T *at(int64_t column) const { return values + column; }
+};
+
 /* blockDim: x over the columns, y over rows. */
 template <class S, class D, int WIDTH, class ROWS>
 __global__ void __launch_bounds__(COPY_THREADS) copy_rows(ROWS rows, int64_t count, int64_t n)
 {
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     const int64_t column = ((int64_t)blockIdx.y * blockDim.x + threadIdx.x) * WIDTH;
-    const S *src;
-    D *dst;
+    typename ROWS::source src;
+    typename ROWS::target dst;
     depend();
     if (row >= count || column >= n || !rows.find(row, src, dst))
         return;
     if constexpr (WIDTH == EIGHT) {
         float values[EIGHT];
-        load_eight(values, src + column);
-        store_eight(dst + column, values);
+        load_eight(values, src.at(column));
+        store_eight(dst.at(column), values);
     } else if constexpr (std::is_same_v<S, D>) {
-        dst[column] = src[column];
+        *dst.at(column) = *src.at(column);
     } else {
-        dst[column] = narrow<D>(widen(src[column]));
+        *dst.at(column) = narrow<D>(widen(*src.at(column)));
     }
 }
 

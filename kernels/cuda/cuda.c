@@ -434,6 +434,7 @@ enum mla_status mla_backend_cuda_create(int device, struct mla_backend **out)
     struct mla_backend *backend = &cuda->base;
     cuda->base.ops = &cuda_ops;
     cuda->base.activation = MLA_BF16;
+    cuda->base.panels = true;
     cuda->base.graphs = true;
     cuda->device = device;
     enum mla_status status = open_device(cuda);

@@ -34,23 +34,20 @@ __device__ __forceinline__ uint32_t numbers_of(uint32_t pair)
     return high | low;
 }
 
-/* A weight of 0 hides no value that is not a number. Of a panel of 64 tokens (128 bytes each, and
- * eight_rows from 8 of them to the next), those from `any` on are not the item's and may be
- * anything: they become 0. Those from `all` on are not for all queries, and become 0 where they are
- * no numbers: who sees them has that from their score. By `threads` threads, of which this is
- * number `thread`. */
-__device__ __forceinline__ void clear_values(void *panel, int all, int any, int thread, int threads,
-                                             int eight_rows = ptx::EIGHT_ROWS)
+/* A weight of 0 hides no value that is not a number. Of a panel's 64 tokens, those from `any` on
+ * are not the item's and may be anything: they become 0. Those from `all` on are not for all
+ * queries, and become 0 where they are no numbers: who sees them has that from their score. By
+ * `threads` threads, of which this is number `thread`. */
+__device__ __forceinline__ void clear_values(void *panel, int all, int any, int thread, int threads)
 {
     uint4 *v = (uint4 *)panel;
     for (int i = max(all, 0) * 8 + thread; i < TILE_TOKENS * 8; i += threads) {
-        uint4 *at = v + i / 64 * (eight_rows / 16) + i % 64;
-        uint4 piece = i < any * 8 ? *at : make_uint4(0, 0, 0, 0);
+        uint4 piece = i < any * 8 ? v[i] : make_uint4(0, 0, 0, 0);
         piece.x = numbers_of(piece.x);
         piece.y = numbers_of(piece.y);
         piece.z = numbers_of(piece.z);
         piece.w = numbers_of(piece.w);
-        *at = piece;
+        v[i] = piece;
     }
 }
 

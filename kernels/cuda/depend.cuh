@@ -6,14 +6,12 @@
 #define MLA_KERNELS_CUDA_DEPEND_CUH
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/racecheck.cuh"
 
 #include <cuda_runtime.h>
 
-#ifdef MLA_RACECHECK /* racecheck follows one kernel at a time */
-constexpr int SIDE_BY_SIDE = 0;
-#else
-constexpr int SIDE_BY_SIDE = 1;
-#endif
+/* Kernels that overlap. */
+constexpr int SIDE_BY_SIDE = RACECHECK ? 0 : 1;
 
 static __device__ __forceinline__ void depend()
 {

@@ -8,17 +8,18 @@
 typedef __nv_bfloat16 bf16;
 
 template <class T> struct slot_rows {
+    typedef plain_row<const bf16> source;
+    typedef pool_row<T> target;
     const bf16 *src;
     int64_t src_stride;
-    T *pool;
-    int64_t width;
+    struct mla_kv_pool pool;
     const int64_t *slots;
 
-    __device__ bool find(int64_t row, const bf16 *&from, T *&to) const
+    __device__ bool find(int64_t row, source &from, target &to) const
     {
         const int64_t slot = slots[row];
-        from = src + row * src_stride;
-        to = pool + slot * width;
+        from = {src + row * src_stride};
+        to = row_of<T>(pool, slot);
         return slot != MLA_SLOT_NONE;
     }
 };
@@ -26,10 +27,9 @@ template <class T> struct slot_rows {
 template <class T> static cudaError_t write(const struct mla_kv_write *w, cudaStream_t stream)
 {
     const int64_t width = w->pool.latent + w->pool.rope;
-    const slot_rows<T> rows = {(const bf16 *)w->src, w->src_stride, (T *)w->pool.rows, width,
-                               w->slots};
-    const bool eights =
-        by_eights(rows.src, w->src_stride, width) && by_eights(rows.pool, width, width);
+    const slot_rows<T> rows = {(const bf16 *)w->src, w->src_stride, w->pool, w->slots};
+    const bool eights = by_eights(rows.src, w->src_stride, width) &&
+                        by_eights((const T *)w->pool.rows, width, width);
     return launch_copy_rows<bf16, T>(rows, w->rows, width, eights, stream);
 }
 
@@ -40,16 +40,18 @@ extern "C" cudaError_t mla_cuda_launch_kv_write(const struct mla_kv_write *w, cu
 }
 
 template <class T> struct cached_rows {
+    typedef pool_row<const T> source;
+    typedef plain_row<bf16> target;
     struct mla_kv_view kv;
     const int32_t *begin, *context_first;
     bf16 *dst;
     int64_t dst_stride;
 
-    __device__ bool find(int64_t row, const T *&from, bf16 *&to) const
+    __device__ bool find(int64_t row, source &from, target &to) const
     {
         const int64_t s = sequence_of(context_first, kv.sequences, row);
         from = cached_row<T>(kv, s, begin[s] + row - context_first[s]);
-        to = dst + row * dst_stride;
+        to = {dst + row * dst_stride};
         return true;
     }
 };
@@ -88,14 +90,16 @@ extern "C" cudaError_t mla_cuda_launch_scatter(const struct mla_scatter *s, cuda
 constexpr int PAIRS_MAX = 256;
 
 template <class T> struct block_rows {
+    typedef plain_row<const T> source;
+    typedef plain_row<T> target;
     T *pool;
     int64_t block; /* elements */
     int32_t src[PAIRS_MAX], dst[PAIRS_MAX];
 
-    __device__ bool find(int64_t pair, const T *&from, T *&to) const
+    __device__ bool find(int64_t pair, source &from, target &to) const
     {
-        from = pool + src[pair] * block;
-        to = pool + dst[pair] * block;
+        from = {pool + src[pair] * block};
+        to = {pool + dst[pair] * block};
         return true;
     }
 };

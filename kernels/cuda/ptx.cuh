@@ -105,6 +105,16 @@ __device__ __forceinline__ void tma_load_3d(void *to, const CUtensorMap *map, ui
                  : "memory");
 }
 
+/* Bytes in a row, a multiple of 16 as are the addresses. */
+__device__ __forceinline__ void bulk_load(void *to, const void *from, uint32_t bytes,
+                                          uint64_t *barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+                 : "memory");
+}
+
 template <int REGISTERS> __device__ __forceinline__ void registers_raise()
 {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));

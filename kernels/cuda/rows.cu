@@ -1,6 +1,7 @@
 /* Operations on rows: the norms and RoPE of the latents, RoPE of heads, copies. */
 #include "kernels/cuda/copy_rows.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/pages.cuh"
 
 #include <assert.h>
 
@@ -19,37 +20,37 @@ static __device__ __forceinline__ float block_sum(float value)
     return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.0f);
 }
 
-/* Where a row is kept besides: `row` is NULL if nowhere. */
+/* Where a row is kept besides: slot MLA_SLOT_NONE if nowhere. */
 struct cache_row {
-    void *row;
-    bool narrow; /* bf16, not f32 */
+    const struct mla_kv_pool &pool;
+    int64_t slot;
 };
 
 static __device__ __forceinline__ void keep(const cache_row &cache, int64_t at, bf16 value)
 {
-    if (!cache.row)
+    if (cache.slot == MLA_SLOT_NONE)
         return;
-    if (cache.narrow)
-        ((bf16 *)cache.row)[at] = value;
+    if (cache.pool.dtype == MLA_BF16)
+        *row_of<bf16>(cache.pool, cache.slot).at(at) = value;
     else
-        ((float *)cache.row)[at] = widen(value);
+        *row_of<float>(cache.pool, cache.slot).at(at) = widen(value);
 }
 
 /* In f32 the cache has what it would have if the row's bf16 had been copied there. */
 static __device__ __forceinline__ void keep_eight(const cache_row &cache, int64_t at,
                                                   const float (&values)[EIGHT])
 {
-    if (!cache.row)
+    if (cache.slot == MLA_SLOT_NONE)
         return;
-    if (cache.narrow) {
-        store_eight((bf16 *)cache.row + at, values);
+    if (cache.pool.dtype == MLA_BF16) {
+        store_eight(row_of<bf16>(cache.pool, cache.slot).at(at), values);
         return;
     }
     float rounded[EIGHT];
 #pragma unroll
     for (int i = 0; i < EIGHT; i++)
         rounded[i] = widen(narrow<bf16>(values[i]));
-    store_eight((float *)cache.row + at, rounded);
+    store_eight(row_of<float>(cache.pool, cache.slot).at(at), rounded);
 }
 
 /* RMSNorm of one row by one block. HELD: each thread has eight values, with their weights loaded
@@ -123,18 +124,13 @@ static __global__ void __launch_bounds__(LATENTS_THREADS) latents(struct mla_lat
         rms_norm<HELD> query((const bf16 *)l.q_norm, l.q_lora);
         depend();
         query.apply((bf16 *)l.cq + row * l.stride, (const bf16 *)l.q_norm, l.q_lora, l.eps,
-                    {NULL, false});
+                    {l.pool, MLA_SLOT_NONE});
         return;
     }
     rms_norm<HELD> key_value((const bf16 *)l.kv_norm, l.latent);
     depend();
     bf16 *ckv = (bf16 *)l.ckv + row * l.stride, *kpe = ckv + l.latent;
-    cache_row cache = {NULL, l.pool.dtype == MLA_BF16};
-    const int64_t slot = l.slots ? l.slots[row] : MLA_SLOT_NONE;
-    if (slot != MLA_SLOT_NONE)
-        cache.row =
-            (char *)l.pool.rows +
-            slot * (l.latent + l.rope) * (int64_t)(cache.narrow ? sizeof(bf16) : sizeof(float));
+    const cache_row cache = {l.pool, l.slots ? l.slots[row] : MLA_SLOT_NONE};
     const float *table = l.table + l.positions[row] * l.rope;
     const int64_t pairs = l.rope / 2;
     /* From the last thread on, as the first ones have the latent. */
@@ -213,14 +209,16 @@ extern "C" cudaError_t mla_cuda_launch_rope(const struct mla_rope *r, cudaStream
 }
 
 template <class S, class D> struct strided_rows {
+    typedef plain_row<const S> source;
+    typedef plain_row<D> target;
     const S *src;
     D *dst;
     int64_t src_stride, dst_stride;
 
-    __device__ bool find(int64_t row, const S *&from, D *&to) const
+    __device__ bool find(int64_t row, source &from, target &to) const
     {
-        from = src + row * src_stride;
-        to = dst + row * dst_stride;
+        from = {src + row * src_stride};
+        to = {dst + row * dst_stride};
         return true;
     }
 };

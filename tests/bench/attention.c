@@ -127,24 +127,25 @@ static enum mla_status make_problem(struct problem *p, struct mla_backend *backe
     size_t bytes = ops->decode_schedule_bytes(backend, p->rows, heads);
     if (status == MLA_OK && bytes)
         status = ops->alloc(backend, bytes, &p->schedule);
-    p->attend = (struct mla_attend_decode){.kv = {.pool = {p->pool, dtype, LATENT, ROPE},
-                                                  .tables = p->tables,
-                                                  .table_stride = stride,
-                                                  .sequences = shape->first,
-                                                  .tokens_max = o->rows,
-                                                  .table = p->table,
-                                                  .row_first = p->row_first,
-                                                  .kv_length = p->kv_length},
-                                           .rows_max = p->rows,
-                                           .heads = heads,
-                                           .q = p->q,
-                                           .q_row_stride = heads * width,
-                                           .q_head_stride = width,
-                                           .out = p->out,
-                                           .out_row_stride = (int64_t)heads * LATENT,
-                                           .out_head_stride = LATENT,
-                                           .scale = 0.0722f, /* about 192^-0.5 */
-                                           .schedule = p->schedule};
+    p->attend = (struct mla_attend_decode){
+        .kv = {.pool = mla_kv_pool_of(backend, p->pool, dtype, LATENT, ROPE),
+               .tables = p->tables,
+               .table_stride = stride,
+               .sequences = shape->first,
+               .tokens_max = o->rows,
+               .table = p->table,
+               .row_first = p->row_first,
+               .kv_length = p->kv_length},
+        .rows_max = p->rows,
+        .heads = heads,
+        .q = p->q,
+        .q_row_stride = heads * width,
+        .q_head_stride = width,
+        .out = p->out,
+        .out_row_stride = (int64_t)heads * LATENT,
+        .out_head_stride = LATENT,
+        .scale = 0.0722f, /* about 192^-0.5 */
+        .schedule = p->schedule};
     return status == MLA_OK ? ops->schedule_decode(backend, &p->attend, p->schedule) : status;
 }
 

@@ -41,7 +41,7 @@ static void make_pages(struct mla_decode_setup *setup, struct mla_device *device
         order[i] = order[j];
         order[j] = i;
     }
-    setup->pool = mla_tensor_make(device, c->dtype, (int64_t)blocks * BLOCK * dim);
+    setup->pool = mla_tensor_make_pool(device, c->dtype, blocks, c->latent, c->rope);
     for (int s = 0; s < c->sequences; s++) {
         /* Tables needn't be in the order of the sequences. */
         setup->table[s] = c->sequences - 1 - s;
@@ -81,7 +81,7 @@ void mla_decode_make(struct mla_decode_setup *setup, struct mla_device *device,
         mla_tensor_fill(&setup->q, row * q_row, c->heads, q_head, dim);
     mla_tensor_upload(device, &setup->q);
     setup->attend = (struct mla_attend_decode){
-        .kv = {.pool = {setup->pool.memory, c->dtype, c->latent, c->rope},
+        .kv = {.pool = setup->pool.pool,
                .tables = mla_device_put(device, setup->tables, sizeof setup->tables),
                .table_stride = PAGES_MAX,
                .sequences = c->sequences,

@@ -99,7 +99,7 @@ void *mla_device_put(struct mla_device *device, const void *data, size_t bytes)
 
 struct mla_tensor mla_tensor_make(struct mla_device *device, enum mla_dtype dtype, int64_t count)
 {
-    struct mla_tensor tensor = {dtype, count, NULL, NULL};
+    struct mla_tensor tensor = {.dtype = dtype, .count = count};
     tensor.memory = allocate(device, (size_t)count * mla_dtype_bytes(dtype));
     tensor.host = malloc((size_t)count * sizeof(float) + 1);
     cr_assert_not_null(tensor.host);
@@ -107,6 +107,22 @@ struct mla_tensor mla_tensor_make(struct mla_device *device, enum mla_dtype dtyp
         tensor.host[i] = NAN;
     mla_tensor_upload(device, &tensor);
     return tensor;
+}
+
+struct mla_tensor mla_tensor_make_pool(struct mla_device *device, enum mla_dtype dtype,
+                                       int64_t blocks, int64_t latent, int64_t rope)
+{
+    struct mla_tensor tensor =
+        mla_tensor_make(device, dtype, blocks * MLA_BLOCK_TOKENS * (latent + rope));
+    tensor.pool = mla_kv_pool_of(device->backend, tensor.memory, dtype, latent, rope);
+    return tensor;
+}
+
+/* Where the device has an element. */
+static int64_t place(const struct mla_tensor *tensor, int64_t i)
+{
+    int64_t width = tensor->pool.latent + tensor->pool.rope;
+    return width ? mla_kv_place(tensor->pool.layout, width, i / width, i % width) : i;
 }
 
 static float rounded(enum mla_dtype dtype, float value)
@@ -130,7 +146,7 @@ void mla_tensor_upload(struct mla_device *device, struct mla_tensor *tensor)
         narrow = malloc(bytes + 1);
         cr_assert_not_null(narrow);
         for (int64_t i = 0; i < tensor->count; i++)
-            narrow[i] = mla_f32_to_bf16(tensor->host[i]);
+            narrow[place(tensor, i)] = mla_f32_to_bf16(tensor->host[i]);
     }
     MLA_RUN(device, upload, tensor->memory, narrow ? (void *)narrow : tensor->host, bytes);
     mla_device_synchronize(device);
@@ -140,15 +156,13 @@ void mla_tensor_upload(struct mla_device *device, struct mla_tensor *tensor)
 void mla_tensor_download(struct mla_device *device, struct mla_tensor *tensor)
 {
     size_t bytes = (size_t)tensor->count * mla_dtype_bytes(tensor->dtype);
-    MLA_RUN(device, download, tensor->host, tensor->memory, bytes);
+    uint16_t *narrow = tensor->dtype == MLA_BF16 ? malloc(bytes + 1) : NULL;
+    cr_assert(narrow || tensor->dtype != MLA_BF16);
+    MLA_RUN(device, download, narrow ? (void *)narrow : tensor->host, tensor->memory, bytes);
     mla_device_synchronize(device);
-    if (tensor->dtype == MLA_BF16) {
-        for (int64_t i = tensor->count - 1; i >= 0; i--) {
-            uint16_t bits;
-            memcpy(&bits, (char *)tensor->host + 2 * i, sizeof bits);
-            tensor->host[i] = mla_bf16_to_f32(bits);
-        }
-    }
+    for (int64_t i = 0; narrow && i < tensor->count; i++)
+        tensor->host[i] = mla_bf16_to_f32(narrow[place(tensor, i)]);
+    free(narrow);
 }
 
 void mla_tensor_free(struct mla_tensor *tensor)

@@ -32,11 +32,15 @@ struct mla_tensor {
     int64_t count;
     float *host;
     void *memory;
+    struct mla_kv_pool pool; /* of a pool, whose layout `memory` has; `host` has rows */
 };
 
 /* All NaN, so that what nobody fills is padding that must not be read, and what nobody writes
  * shows. */
 struct mla_tensor mla_tensor_make(struct mla_device *device, enum mla_dtype dtype, int64_t count);
+/* A pool's pages, as the device likes them best. */
+struct mla_tensor mla_tensor_make_pool(struct mla_device *device, enum mla_dtype dtype,
+                                       int64_t blocks, int64_t latent, int64_t rope);
 /* rows x n random values in [-1, 1), `stride` apart from `at` on; rounded to dtype. */
 void mla_tensor_fill(struct mla_tensor *tensor, int64_t at, int64_t rows, int64_t stride,
                      int64_t n);

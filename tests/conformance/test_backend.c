@@ -226,14 +226,14 @@ static void check_latents(struct mla_device *device, const struct latents_case *
                       c->interleaved, out + c->q_lora + c->latent);
     }
     char *memory = x.memory;
-    struct mla_tensor kept = mla_tensor_make(device, c->cache, c->rows * (c->latent + c->rope));
-    struct mla_tensor written = mla_tensor_make(device, c->cache, kept.count);
+    struct mla_tensor kept = mla_tensor_make_pool(device, c->cache, 1, c->latent, c->rope);
+    struct mla_tensor written = mla_tensor_make_pool(device, c->cache, 1, c->latent, c->rope);
     mla_tensor_upload(device, &kept);
     mla_tensor_upload(device, &written);
     int64_t slots[64];
     slots_of(c->rows, slots);
     struct mla_kv_write write = {
-        .pool = {written.memory, c->cache, c->latent, c->rope},
+        .pool = written.pool,
         .rows = c->kept ? c->rows : 0,
         .src = memory + (size_t)c->q_lora * mla_dtype_bytes(dtype),
         .src_stride = stride,
@@ -255,7 +255,7 @@ static void check_latents(struct mla_device *device, const struct latents_case *
                 .table = table.memory,
                 .interleaved = c->interleaved,
                 .slots = c->kept ? write.slots : NULL,
-                .pool = {kept.memory, c->cache, c->latent, c->rope},
+                .pool = kept.pool,
             });
     mla_expect(device, &x, want, n, "latents");
     MLA_RUN(device, kv_write, &write);

@@ -46,7 +46,9 @@ static void make(struct setup *setup, struct mla_device *device)
         cr_assert(kv_length[s] <= PAGES * BLOCK);
     }
     setup->device = device;
-    setup->pool = filled(device, dtype, DIM * SEQUENCES * PAGES * BLOCK);
+    setup->pool = mla_tensor_make_pool(device, dtype, (int64_t)SEQUENCES * PAGES, LATENT, ROPE);
+    mla_tensor_fill(&setup->pool, 0, 1, setup->pool.count, setup->pool.count);
+    mla_tensor_upload(device, &setup->pool);
     setup->q = filled(device, dtype, ROWS * HEADS * Q_DIM);
     setup->w_uk = filled(device, dtype, HEADS * NOPE * LATENT);
     setup->w_uv = filled(device, dtype, HEADS * V_DIM * LATENT);
@@ -55,7 +57,7 @@ static void make(struct setup *setup, struct mla_device *device)
     setup->v = mla_tensor_make(device, dtype, KEYS_MAX * HEADS * V_DIM);
     setup->scale = 1.0f / sqrtf((float)Q_DIM);
     setup->kv = (struct mla_kv_view){
-        .pool = {setup->pool.memory, dtype, LATENT, ROPE},
+        .pool = setup->pool.pool,
         .tables = mla_device_put(device, tables, sizeof tables),
         .table_stride = PAGES,
         .sequences = SEQUENCES,

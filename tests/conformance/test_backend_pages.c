@@ -25,11 +25,6 @@ static void each_width(struct mla_device *device,
         check(device, &widths[i]);
 }
 
-static struct mla_kv_pool pool_of(const struct mla_tensor *rows, const struct width *width)
-{
-    return (struct mla_kv_pool){rows->memory, rows->dtype, width->latent, width->rope};
-}
-
 static void check_write(struct mla_device *device, const struct width *width)
 {
     const int64_t dim = width->latent + width->rope;
@@ -37,7 +32,8 @@ static void check_write(struct mla_device *device, const struct width *width)
     const int64_t slots[] = {block * 3 + 63, MLA_SLOT_NONE, 0, block * BLOCKS - 1, 64};
     enum { ROWS = sizeof slots / sizeof *slots };
     const int64_t stride = dim + width->gap;
-    struct mla_tensor pool = mla_tensor_make(device, width->dtype, (int64_t)BLOCKS * BLOCK * dim);
+    struct mla_tensor pool =
+        mla_tensor_make_pool(device, width->dtype, BLOCKS, width->latent, width->rope);
     struct mla_tensor src = mla_tensor_make(device, device->backend->activation, ROWS * stride);
     mla_tensor_fill(&src, 0, ROWS, stride, dim);
     mla_tensor_upload(device, &src);
@@ -47,7 +43,7 @@ static void check_write(struct mla_device *device, const struct width *width)
             want[slots[row] * dim + i] = (double)src.host[row * stride + i];
     MLA_RUN(device, kv_write,
             &(struct mla_kv_write){
-                .pool = pool_of(&pool, width),
+                .pool = pool.pool,
                 .rows = ROWS,
                 .src = src.memory,
                 .src_stride = stride,
@@ -79,7 +75,8 @@ static void check_gather(struct mla_device *device, const struct width *width)
     static const int32_t table[] = {0, 1, 2}, row_first[] = {0, 1, 2, 3};
     static const int32_t kv_length[] = {190, 10, 128};
     static const int32_t begin[] = {1, 10, 63}, context_first[] = {0, 150, 150, ROWS};
-    struct mla_tensor pool = mla_tensor_make(device, width->dtype, (int64_t)BLOCKS * BLOCK * dim);
+    struct mla_tensor pool =
+        mla_tensor_make_pool(device, width->dtype, BLOCKS, width->latent, width->rope);
     struct mla_tensor dst =
         mla_tensor_make(device, device->backend->activation, (ROWS + 1) * stride);
     mla_tensor_fill(&pool, 0, 1, pool.count, pool.count);
@@ -95,7 +92,7 @@ static void check_gather(struct mla_device *device, const struct width *width)
         }
     }
     struct mla_kv_gather gather = {
-        .kv = {.pool = pool_of(&pool, width),
+        .kv = {.pool = pool.pool,
                .tables = mla_device_put(device, tables, sizeof tables),
                .table_stride = 4,
                .sequences = 3,
@@ -130,7 +127,8 @@ static void check_copy(struct mla_device *device, const struct width *width)
     const int64_t dim = width->latent + width->rope;
     const int64_t page = BLOCK * dim;
     static const int32_t src[] = {0, 4, 4}, dst[] = {8, 1, 2};
-    struct mla_tensor pool = mla_tensor_make(device, width->dtype, BLOCKS * page);
+    struct mla_tensor pool =
+        mla_tensor_make_pool(device, width->dtype, BLOCKS, width->latent, width->rope);
     mla_tensor_fill(&pool, 0, 6, page, page - 1); /* half-filled pages are copied too */
     mla_tensor_upload(device, &pool);
     double *want = mla_wanted(&pool);
@@ -139,7 +137,7 @@ static void check_copy(struct mla_device *device, const struct width *width)
     for (int i = 0; i < 3; i++)
         for (int64_t j = 0; j < page; j++)
             want[dst[i] * page + j] = (double)pool.host[src[i] * page + j];
-    MLA_RUN(device, kv_copy, &(struct mla_kv_copy){pool_of(&pool, width), 3, src, dst});
+    MLA_RUN(device, kv_copy, &(struct mla_kv_copy){pool.pool, 3, src, dst});
     mla_expect(device, &pool, want, 0, "kv_copy");
     free(want);
     mla_tensor_free(&pool);

@@ -343,10 +343,13 @@ void world_check_cache(void)
     for (uint32_t l = 0; l < LAYERS; l++) {
         cr_assert_eq(backend->ops->download(backend, host, cache.pools[l], bytes), MLA_OK);
         cr_assert_eq(backend->ops->synchronize(backend), MLA_OK);
+        enum mla_kv_layout layout = mla_kvcache_pool(&cache, l).layout;
         for (size_t i = 0; i < (size_t)BLOCKS * MLA_BLOCK_TOKENS * values; i++) {
+            size_t at = (size_t)mla_kv_place(layout, (int64_t)values, (int64_t)(i / values),
+                                             (int64_t)(i % values));
             bool poisoned = cache.dtype == MLA_F32
-                                ? memcmp(host + i * element, &poison_f32, element) == 0
-                                : memcmp(host + i * element, &poison_bf16, element) == 0;
+                                ? memcmp(host + at * element, &poison_f32, element) == 0
+                                : memcmp(host + at * element, &poison_bf16, element) == 0;
             cr_assert_eq(poisoned, !written[i / values], "layer %u, slot %zu, value %zu", l,
                          i / values, i % values);
         }
