@@ -18,7 +18,7 @@ enum {
     MLA_CUDA_DECODE_LATENT = 512,
     MLA_CUDA_DECODE_ROPE = 64,
     MLA_CUDA_DECODE_WIDTH = MLA_CUDA_DECODE_LATENT + MLA_CUDA_DECODE_ROPE,
-    MLA_CUDA_DECODE_MAPS = 512, /* pools of a model's layers, queries; others are made again */
+    MLA_CUDA_DECODE_MAPS = 64, /* of queries; others are made again */
 };
 
 /* What one backend keeps for all launches; zeroed, then the first three set. For one thread. */
@@ -34,7 +34,7 @@ struct mla_cuda_decode {
 };
 
 /* Whether the kernels of this header take these arguments, on an sm_90 device: latent 512,
- * rope 64, a bf16 pool, rows of q and out aligned to 16 bytes. */
+ * rope 64, a pool of MLA_KV_PANELS, rows of q and out aligned to 16 bytes. */
 bool mla_cuda_decode_fits(const struct mla_attend_decode *attend);
 
 /* Bytes of a schedule, and of the scratch that serves any number of heads. */

@@ -87,7 +87,7 @@ __device__ __forceinline__ void start_other_and_score(consumer<GROUP> &group, co
     group.template score<0, 3>();
     ptx::wgmma_wait<3>();
     group.release_other();
-    group.template score<3, LATENT_PANELS + 1>();
+    group.template score<3, PANELS>();
     group.finish_scores(last);
 }
 
@@ -120,7 +120,7 @@ __device__ __forceinline__ void take(consumer<0> &a, const launch &launch, const
 {
     const item &item = segment.item;
     int begin = segment.tile_begin, end = segment.tile_end;
-    a.score<0, LATENT_PANELS + 1>();
+    a.score<0, PANELS>();
     a.finish_scores(begin + 2 >= end);
     for (int t = begin;; t += 2) {
         finish_own<false>(a, item, t, launch.block_heads);
@@ -155,7 +155,7 @@ __device__ __forceinline__ void take(consumer<1> &b, const launch &launch, const
             break;
         }
         if (EARLY) {
-            b.score<0, LATENT_PANELS + 1>();
+            b.score<0, PANELS>();
             b.finish_scores(last);
             start_other(b, item, t);
         } else {

@@ -49,16 +49,16 @@ constexpr int OUT_ROW_BYTES = 64, OUT_BYTES = 16 * OUT_ROW_BYTES;
 struct alignas(1024) shared {
     unsigned char kv[GROUPS][2][HALF_BYTES]; /* of tile A and B: left, right */
     unsigned char rope[GROUPS][PANEL_BYTES]; /* then P */
-    unsigned char q[LATENT_PANELS + 1][PANEL_BYTES];
+    unsigned char q[PANELS][PANEL_BYTES];
     unsigned char out[GROUPS * GROUP_WARPS][OUT_BYTES];
     float reference[GROUPS][WIDE_QUERIES];
-    float sum[GROUPS][WIDE_QUERIES];
+    float sum[2][GROUPS][WIDE_QUERIES];   /* of items in turns: the last one's may still be read */
     uint32_t raised[GROUPS][GROUP_WARPS]; /* reference[] of the warp's queries is new */
-    uint64_t full[GROUPS][LATENT_PANELS + 1], empty[GROUPS][2], rope_empty[GROUPS];
+    uint64_t full[GROUPS][PANELS], empty[GROUPS][2], rope_empty[GROUPS];
     uint64_t q_full, q_empty;
 #ifdef MLA_RACECHECK
-    uint64_t told[GROUPS *
-                  HALVES]; /* racecheck loses the order of named barriers where some only arrive */
+    /* It loses the order of named barriers where some only arrive. */
+    uint64_t told[GROUPS * HALVES];
 #endif
 };
 static_assert(sizeof(shared) <= SHARED_BYTES_MAX, "one block's shared memory");

@@ -24,7 +24,7 @@ template <int GROUP> struct consumer {
     const int warp, lane;            /* of the group's four */
     const uint64_t base;             /* the descriptor of where shared memory begins */
     uint32_t tiles[GROUPS] = {0, 0}; /* that lay in A's place and in B's */
-    uint32_t q_phase = 1;            /* of this item's Q */
+    uint32_t q_phase = 1;            /* of this item's Q: items in turns */
 #ifdef MLA_RACECHECK
     uint32_t heard = 0;
 #endif
@@ -304,12 +304,12 @@ template <int GROUP> struct consumer {
             sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
             sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
             if (lane % 4 == 0)
-                s.sum[GROUP][query(r)] = sum[r];
+                s.sum[q_phase][GROUP][query(r)] = sum[r];
         }
         ptx::named_sync(ALL, CONSUMERS);
 #pragma unroll
         for (int r = 0; r < 2; r++)
-            total[r] = s.sum[0][query(r)] + s.sum[1][query(r)];
+            total[r] = s.sum[q_phase][0][query(r)] + s.sum[q_phase][1][query(r)];
     }
 
     /* Where a warp's output lies on its way: [16 queries, 4 pieces of 16 bytes]. */
