@@ -23,7 +23,7 @@ struct nccl {
     struct mla_collective base;
     ncclComm_t communicator;                /* NULL: one rank, nothing to do */
     ncclComm_t windowed;                    /* where windows are registered; NULL: there are none */
-    struct mla_windows windows[OPERATIONS]; /* when to take which */
+    struct mla_windows windows[OPERATIONS]; /* MEASURED: when to take which */
     int version;                            /* NCCL's */
     cudaStream_t stream;
     unsigned flags;
@@ -73,7 +73,8 @@ static ncclComm_t chosen(const struct nccl *nccl, enum operation operation, size
 {
     const size_t bytes = count * mla_dtype_bytes(MLA_BF16);
     bool windowed = nccl->windowed && mla_windows_are_right(nccl->version, bytes) &&
-                    mla_windows_are_faster(&nccl->windows[operation], bytes);
+                    (!(nccl->flags & MLA_NCCL_MEASURED) ||
+                     mla_windows_are_faster(&nccl->windows[operation], bytes));
     return windowed ? nccl->windowed : nccl->communicator;
 }
 
@@ -284,12 +285,7 @@ static enum mla_status join_all(struct nccl *nccl)
         return MLA_OK;
     }
     status = join(nccl, &nccl->windowed);
-    if (status == MLA_OK && nccl->flags & MLA_NCCL_MEASURED)
-        return measure_all(nccl);
-    for (int operation = 0; operation < OPERATIONS; operation++)
-        for (uint32_t i = 0; i < MLA_WINDOWS_SIZES; i++)
-            nccl->windows[operation].faster[i] = true;
-    return status;
+    return status == MLA_OK && nccl->flags & MLA_NCCL_MEASURED ? measure_all(nccl) : status;
 }
 
 enum mla_status mla_collective_nccl_create_flags(uint32_t rank, uint32_t ranks, void *stream,

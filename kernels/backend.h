@@ -45,7 +45,7 @@ struct mla_gemm {
 /* One layer's pages: [blocks, MLA_BLOCK_TOKENS, latent + rope] of `dtype`. mla_kv_pool_of makes it
  * as the backend likes it best; the backend's operations take both layouts. */
 struct mla_kv_pool {
-    void *rows;
+    void *pages;
     enum mla_dtype dtype;
     int64_t latent, rope; /* kv_lora_rank, qk_rope_head_dim */
     enum mla_kv_layout layout;
@@ -302,12 +302,12 @@ struct mla_backend {
     bool panels;  /* pools that can are MLA_KV_PANELS; else it knows MLA_KV_ROWS only */
 };
 
-static inline struct mla_kv_pool mla_kv_pool_of(const struct mla_backend *backend, void *rows,
+static inline struct mla_kv_pool mla_kv_pool_of(const struct mla_backend *backend, void *pages,
                                                 enum mla_dtype dtype, int64_t latent, int64_t rope)
 {
     bool panels = backend->panels && dtype == MLA_BF16 && latent % MLA_KV_PANEL_VALUES == 0 &&
                   rope % MLA_KV_PANEL_VALUES == 0;
-    return (struct mla_kv_pool){rows, dtype, latent, rope, panels ? MLA_KV_PANELS : MLA_KV_ROWS};
+    return (struct mla_kv_pool){pages, dtype, latent, rope, panels ? MLA_KV_PANELS : MLA_KV_ROWS};
 }
 
 /* The CPU backend, OpenBLAS and OpenMP with `threads` threads (0: as OMP_NUM_THREADS says, or

@@ -57,7 +57,7 @@ static inline const void *mla_cpu_kv_row(const struct mla_kv_view *kv, int64_t s
 {
     int64_t block = kv->tables[kv->table[sequence] * kv->table_stride + token / MLA_BLOCK_TOKENS];
     int64_t row = block * MLA_BLOCK_TOKENS + token % MLA_BLOCK_TOKENS;
-    return (const char *)kv->pool.rows +
+    return (const char *)kv->pool.pages +
            (size_t)(row * (kv->pool.latent + kv->pool.rope)) * mla_dtype_bytes(kv->pool.dtype);
 }
 

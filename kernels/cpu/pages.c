@@ -49,7 +49,7 @@ enum mla_status mla_cpu_kv_write(struct mla_backend *backend, const struct mla_k
         if (slot == MLA_SLOT_NONE)
             continue;
         assert(slot >= 0);
-        mla_cpu_convert((char *)pool->rows + (size_t)slot * row_bytes(pool), pool->dtype,
+        mla_cpu_convert((char *)pool->pages + (size_t)slot * row_bytes(pool), pool->dtype,
                         (const float *)write->src + row * write->src_stride, MLA_F32,
                         pool->latent + pool->rope);
     }
@@ -86,7 +86,7 @@ enum mla_status mla_cpu_kv_copy(struct mla_backend *backend, const struct mla_kv
     (void)backend;
     size_t bytes = MLA_BLOCK_TOKENS * row_bytes(&copy->pool);
     for (int64_t i = 0; i < copy->count; i++)
-        memcpy((char *)copy->pool.rows + (size_t)copy->dst[i] * bytes,
-               (const char *)copy->pool.rows + (size_t)copy->src[i] * bytes, bytes);
+        memcpy((char *)copy->pool.pages + (size_t)copy->dst[i] * bytes,
+               (const char *)copy->pool.pages + (size_t)copy->src[i] * bytes, bytes);
     return MLA_OK;
 }

@@ -73,7 +73,7 @@ extern "C" bool mla_cuda_decode_fits(const struct mla_attend_decode *attend)
 {
     const struct mla_kv_pool *pool = &attend->kv.pool;
     return pool->layout == MLA_KV_PANELS && pool->latent == MLA_CUDA_DECODE_LATENT &&
-           pool->rope == MLA_CUDA_DECODE_ROPE && aligned(pool->rows) && aligned(attend->q) &&
+           pool->rope == MLA_CUDA_DECODE_ROPE && aligned(pool->pages) && aligned(attend->q) &&
            aligned(attend->q_row_stride) && aligned(attend->q_head_stride) &&
            aligned(attend->out) && aligned(attend->out_row_stride) &&
            aligned(attend->out_head_stride);
@@ -100,12 +100,11 @@ extern "C" cudaError_t mla_cuda_attend_decode_sm90(struct mla_cuda_decode *decod
     int queries = blocking.heads * blocking.rows;
     launch.head_blocks = blocking.blocks;
     launch.block_heads = blocking.heads;
-    launch.shared_rows = attend->kv.tokens_max > blocking.rows;
-    int64_t items = (attend->kv.tokens_max + blocking.rows - 1) / blocking.rows;
-    launch.early = items * blocking.blocks > 2 || decode->fast_memory;
+    launch.shared_rows = blocking.items > 1;
+    launch.early = blocking.items * blocking.blocks > 2 || decode->fast_memory;
     int worker_count = workers(decode->multiprocessors, blocking);
     schedule_layout((void *)attend->schedule, worker_count, attend->rows_max, &launch.schedule);
-    launch.pages = (const char *)attend->kv.pool.rows;
+    launch.pages = (const char *)attend->kv.pool.pages;
     launch.tables = attend->kv.tables;
     launch.table_stride = attend->kv.table_stride;
     launch.out = (__nv_bfloat16 *)attend->out;

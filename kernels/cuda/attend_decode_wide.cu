@@ -55,7 +55,7 @@ __device__ void produce_q(const launch &launch, const range &range, int head_blo
         segment segment(range, launch.schedule, i);
         ptx::barrier_wait(&s.q_empty, phase ^ 1);
         ptx::barrier_arrive_expect(&s.q_full, sizeof s.q);
-        for (int p = 0; p <= LATENT_PANELS; p++)
+        for (int p = 0; p < PANELS; p++)
             ptx::tma_load_3d(s.q[p], &launch.q, &s.q_full, p * ptx::PANEL_WIDTH,
                              head_block * launch.block_heads, segment.item.row, ptx::EVICT_FIRST);
         phase ^= 1;
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == CONSUMERS) {
         ptx::prefetch_map(&launch.q);
         for (int tile = 0; tile < GROUPS; tile++) {
-            for (int p = 0; p <= LATENT_PANELS; p++)
+            for (int p = 0; p < PANELS; p++)
                 ptx::barrier_init(&s.full[tile][p], 1);
             for (int half = 0; half < 2; half++)
                 ptx::barrier_init(&s.empty[tile][half], GROUP_WARPS * TELLERS);

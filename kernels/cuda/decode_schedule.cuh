@@ -74,6 +74,7 @@ struct blocking {
     int heads;  /* that one block takes; some may be padding */
     int rows;   /* of an item, at most */
     int blocks; /* of heads */
+    int items;  /* of a sequence: with the blocks of each, how many read the same tiles */
 };
 
 /* What was fastest on an H100 and an H200 (NOTES.md). Queries as columns cost what they are, and
@@ -83,7 +84,7 @@ __host__ inline blocking blocking_of(const struct mla_attend_decode *attend)
 {
     constexpr int few_rows = 16;
     int64_t tokens = attend->kv.tokens_max > 1 ? attend->kv.tokens_max : 1;
-    blocking b = {false, 64, 1, (int)((attend->heads + 63) / 64)};
+    blocking b = {false, 64, 1, (int)((attend->heads + 63) / 64), 1};
     if (attend->heads <= 16) {
         b.heads = 16;
         b.rows = tokens > 2 ? 4 : (int)tokens;
@@ -94,6 +95,7 @@ __host__ inline blocking blocking_of(const struct mla_attend_decode *attend)
     } else {
         b.wide = tokens > 1 || (b.blocks > 1 && attend->rows_max > few_rows);
     }
+    b.items = (int)((tokens + b.rows - 1) / b.rows);
     return b;
 }
 

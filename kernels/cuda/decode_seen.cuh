@@ -3,7 +3,6 @@
 #define MLA_KERNELS_CUDA_DECODE_SEEN_CUH
 
 #include "kernels/cuda/decode_schedule.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 namespace decode
 {

@@ -29,7 +29,7 @@ template <class T> static cudaError_t write(const struct mla_kv_write *w, cudaSt
     const int64_t width = w->pool.latent + w->pool.rope;
     const slot_rows<T> rows = {(const bf16 *)w->src, w->src_stride, w->pool, w->slots};
     const bool eights = by_eights(rows.src, w->src_stride, width) &&
-                        by_eights((const T *)w->pool.rows, width, width);
+                        by_eights((const T *)w->pool.pages, width, width);
     return launch_copy_rows<bf16, T>(rows, w->rows, width, eights, stream);
 }
 
@@ -60,7 +60,7 @@ template <class T> static cudaError_t gather(const struct mla_kv_gather *g, cuda
 {
     const int64_t width = g->kv.pool.latent + g->kv.pool.rope;
     const cached_rows<T> rows = {g->kv, g->begin, g->context_first, (bf16 *)g->dst, g->dst_stride};
-    const bool eights = by_eights((const T *)g->kv.pool.rows, width, width) &&
+    const bool eights = by_eights((const T *)g->kv.pool.pages, width, width) &&
                         by_eights(rows.dst, g->dst_stride, width);
     return launch_copy_rows<T, bf16>(rows, g->rows, width, eights, stream);
 }
@@ -107,7 +107,7 @@ template <class T> struct block_rows {
 template <class T> static cudaError_t copy_blocks(const struct mla_kv_copy *c, cudaStream_t stream)
 {
     const int64_t width = c->pool.latent + c->pool.rope;
-    block_rows<T> rows = {(T *)c->pool.rows, MLA_BLOCK_TOKENS * width, {0}, {0}};
+    block_rows<T> rows = {(T *)c->pool.pages, MLA_BLOCK_TOKENS * width, {0}, {0}};
     const bool eights = by_eights(rows.pool, rows.block, rows.block);
     cudaError_t error = cudaSuccess;
     for (int64_t first = 0; error == cudaSuccess && first < c->count; first += PAIRS_MAX) {

@@ -35,7 +35,7 @@ template <class T> struct pool_row {
 template <class T>
 static __device__ __forceinline__ pool_row<T> row_of(const struct mla_kv_pool &pool, int64_t slot)
 {
-    return {(T *)pool.rows, slot, pool.latent + pool.rope, pool.layout};
+    return {(T *)pool.pages, slot, pool.latent + pool.rope, pool.layout};
 }
 
 template <class T>

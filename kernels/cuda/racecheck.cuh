@@ -9,7 +9,8 @@ constexpr bool RACECHECK = true;
 constexpr bool RACECHECK = false;
 #endif
 
-/* Lanes of a warp that arrive at a barrier when the warp has read something. */
+/* Lanes of a warp that arrive at a barrier when the warp has read something. One is enough: what
+ * the warp does together before puts the others' reads before its arrival. */
 constexpr int TELLERS = RACECHECK ? 32 : 1;
 
 #endif

@@ -158,7 +158,7 @@ extern "C" cudaError_t mla_cuda_launch_latents(const struct mla_latents *l, cuda
         by_eights((const bf16 *)l->kv_norm, 0, l->latent) &&
         (!l->cq || (l->q_lora <= most && by_eights((bf16 *)l->cq, l->stride, l->q_lora) &&
                     by_eights((const bf16 *)l->q_norm, 0, l->q_lora))) &&
-        (!l->slots || by_eights((const bf16 *)l->pool.rows, l->latent + l->rope, l->latent));
+        (!l->slots || by_eights((const bf16 *)l->pool.pages, l->latent + l->rope, l->latent));
     const dim3 grid((unsigned)l->rows, l->cq ? 2 : 1);
     return launch_dependent(held ? latents<true> : latents<false>, grid, dim3(LATENTS_THREADS),
                             stream, *l);

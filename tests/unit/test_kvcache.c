@@ -104,7 +104,7 @@ Test(kvcache, sizes)
     cr_expect_eq(mla_kvcache_block_bytes(&config, MLA_BF16), 896);
     cr_expect_eq(cache.table_stride, STRIDE, "200 tokens take 4 blocks");
     struct mla_kv_pool pool = mla_kvcache_pool(&cache, 2);
-    cr_expect(pool.rows == cache.pools[2] && pool.dtype == MLA_F32 && pool.latent == 5 &&
+    cr_expect(pool.pages == cache.pools[2] && pool.dtype == MLA_F32 && pool.latent == 5 &&
               pool.rope == 2);
 }
 
